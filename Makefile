@@ -1,0 +1,32 @@
+# Every target sets up its own virtual environment in .venv, with the versions in constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+DATA ?= ../shared/data
+OUTPUT ?= runs/joint-zh
+
+.PHONY: demo test lint joint-zh clean
+
+demo: .venv/.installed  ## train the bundled model on the sample data (about three minutes on a CPU)
+	$(BIN)/codiemb demo --output runs/demo
+
+test: .venv/.installed  ## all tests, offline
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: .venv/.installed  ## style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+joint-zh: .venv/.installed  ## DATA=folder of public sets, OUTPUT=model directory (under an hour on two cores)
+	$(BIN)/python recipes/prepare_joint_zh.py $(DATA) runs/joint-zh-data
+	$(BIN)/codiemb train recipes/joint-zh.yaml output=$(OUTPUT) --resume
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	touch $@
+
+clean:  ## the environment and everything that was trained here
+	rm -rf .venv runs
