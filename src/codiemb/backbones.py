@@ -1,0 +1,128 @@
+"""From a name to sentence-transformers modules: a hub id, a local directory, or `bundled`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+
+from codiemb.prompts import InstructionTemplate
+
+Attention = Literal["eager", "sdpa", "flash_attention_2"]
+
+TEMPLATE_FILE = "codiemb.json"
+"""Beside a saved model: the instruction template, which sentence-transformers' `prompts` cannot hold."""
+
+
+class ModelError(ValueError):
+    """A model that cannot be loaded; the message says what to do."""
+
+
+def load(
+    name: str | Path,
+    *,
+    device: str | None = None,
+    attention: Attention | None = None,
+    dropout: float | None = None,
+) -> SentenceTransformer:
+    """Load a sentence-transformers model, float32, as its own configuration says.
+
+    Args:
+        name: `bundled` (multilingual-e5-small), a directory, or a hub id.
+        device: as torch names it; the best there is if None.
+        attention: implementation in transformers; its default if None.
+        dropout: sets every dropout rate of the network; None keeps them.
+    Raises:
+        ModelError: no such model, a directory with missing files, or a device that is not there.
+    """
+    if name == "bundled":
+        from codiemb.bundled import bundled_model
+
+        name = bundled_model()
+    path = Path(name)
+    if device is not None:
+        _check_device(device)
+    if path.is_dir():
+        _check_directory(path)
+    elif len(path.parts) > 2 or str(name).startswith((".", "/", "~")):
+        raise ModelError(f"{name}: there is no such directory. Give a model directory, a hub id, or 'bundled'.")
+    model_kwargs: dict[str, Any] = {"dtype": torch.float32}
+    if attention is not None:
+        model_kwargs["attn_implementation"] = attention
+    try:
+        config_kwargs = None if dropout is None else _dropout_settings(str(name), dropout)
+        return SentenceTransformer(str(name), device=device, model_kwargs=model_kwargs, config_kwargs=config_kwargs)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ModelError(
+            f"{name}: cannot be loaded: {error}\nGive a complete sentence-transformers directory, a hub id "
+            "(with the network or a filled hub cache), or 'bundled'."
+        ) from error
+
+
+def template_of(model: SentenceTransformer, directory: str | Path | None = None) -> InstructionTemplate:
+    """The template a model was trained with: the saved one, else its own query and document prompts."""
+    if directory is not None and (path := Path(directory) / TEMPLATE_FILE).is_file():
+        return InstructionTemplate(**json.loads(path.read_text(encoding="utf-8"))["template"])
+    prompts = model.prompts or {}
+    return InstructionTemplate(query=prompts.get("query") or "", document=prompts.get("document") or "")
+
+
+def set_prompts(model: SentenceTransformer, template: InstructionTemplate, pool_prompt: bool | None) -> None:
+    """Give the model the template's prompts, and say whether prompt tokens are pooled (None keeps what it says)."""
+    model.prompts = {
+        **(model.prompts or {}),
+        # Without an instruction: what a user who gives none gets.
+        "query": template.prompt("query"),
+        "document": template.prompt("document"),
+    }
+    if pool_prompt is not None:
+        model.set_pooling_include_prompt(pool_prompt)
+
+
+def save(model: SentenceTransformer, directory: Path, template: InstructionTemplate) -> None:
+    """Write the model as a plain sentence-transformers directory, the template beside it."""
+    model.save_pretrained(str(directory), create_model_card=False)
+    content = {"template": template.to_dict(), "pools_prompt": pools_prompt(model)}
+    (directory / TEMPLATE_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def pools_prompt(model: SentenceTransformer) -> bool:
+    """Whether the tokens of the prompt are part of the pooled embedding."""
+    return all(module.include_prompt for module in model if isinstance(module, Pooling))
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"device {device!r} cannot be used here: {reason}. Use device 'cpu'.") from error
+
+
+def _check_directory(path: Path) -> None:
+    if not any((path / file).is_file() for file in ("modules.json", "config.json")):
+        raise ModelError(
+            f"{path}: holds neither modules.json nor config.json, so it is not a model directory. "
+            f"It holds: {', '.join(sorted(child.name for child in path.iterdir())[:8]) or 'nothing'}."
+        )
+    weights = [*path.rglob("*.safetensors"), *path.rglob("*.bin"), *path.rglob("*.onnx"), *path.rglob("*.gguf")]
+    if not weights:
+        raise ModelError(f"{path}: has a configuration but no weights (*.safetensors). Copy or save the model again.")
+
+
+def _dropout_settings(name: str, dropout: float) -> dict[str, float]:
+    """Every dropout rate that the model's configuration has, set to `dropout`."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(name)
+    rates = [
+        key
+        for key, value in config.to_dict().items()
+        if key.endswith(("dropout", "dropout_prob", "pdrop")) and type(value) in (int, float)
+    ]
+    return dict.fromkeys(rates, dropout)
