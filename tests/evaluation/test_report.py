@@ -1,0 +1,101 @@
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from codiemb.evaluation import Result, summarise, write_results
+from codiemb.evaluation.report import compare, comparison_table, results_table
+
+
+def result(task, kind, score, **more):
+    names = {"ir": "ndcg_at_10", "reranking": "map"}
+    return Result(task, kind, score, {names.get(kind, "cosine_spearman"): score, **more}, 5, {}, {"v": np.ones(5)})
+
+
+RESULTS = [
+    result("wiki", "ir", 0.5, map=0.4),
+    result("law", "ir", 0.7, map=0.6),
+    result("stsb", "sts", 0.8, cosine_pearson=0.9),
+    result("para", "pair_classification", 0.2, cosine_pearson=0.1),
+]
+
+
+def printed(renderable, terminal=False):
+    stream = io.StringIO()
+    Console(file=stream, width=100, force_terminal=terminal).print(renderable)
+    return stream.getvalue()
+
+
+def test_the_summary_is_a_mean_of_means():
+    assert summarise(RESULTS) == pytest.approx(
+        {"ir": 0.6, "sts": 0.5, "mean": 0.55, "wiki": 0.5, "law": 0.7, "stsb": 0.8, "para": 0.2}
+    )
+    assert summarise([*RESULTS, result("lists", "reranking", 1.0)])["mean"] == pytest.approx(0.7)
+    assert summarise([]) == {}
+
+
+def test_names_in_the_summary_are_never_overwritten():
+    assert summarise([result("sts", "ir", 0.5), result("b", "sts", 0.1)])["sts"] == 0.1
+    with pytest.raises(ValueError, match="Several tasks are named wiki"):
+        summarise([RESULTS[0], RESULTS[0]])
+
+
+def test_results_json_has_the_promised_keys_and_replaces_whole(tmp_path):
+    path = tmp_path / "new" / "results.json"
+    write_results(path, RESULTS)
+    content = json.loads(path.read_text())
+    assert [set(entry) for entry in content] == [{"task", "type", "main_score", "metrics", "n", "settings"}] * 4
+    assert content[0]["main_score"] == 0.5
+    broken = Result("x", "ir", float("nan"), {}, 1, {}, {})
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_results(path, [broken])
+    assert json.loads(path.read_text()) == content
+    assert [file.name for file in path.parent.iterdir()] == ["results.json"]
+
+
+def test_tables_show_scores_times_100_and_means():
+    text = printed(results_table(RESULTS, "mine"))
+    for shown in (
+        "Retrieval: mine",
+        "nDCG@10",
+        "MAP",
+        "50.00",
+        "70.00",
+        "60.00",
+        "Similarity: mine",
+        "Pearson",
+        "90.00",
+    ):
+        assert shown in text
+    assert "mean over the 2 kinds of task: 55.00" in text
+
+
+def test_markup_in_names_is_text():
+    assert "[red]x" in printed(results_table([result("[red]x", "ir", 0.5)], "[bold]m"))
+
+
+def test_comparison_has_both_models_and_the_difference():
+    others = [result("wiki", "ir", 0.4, map=0.5), *RESULTS[1:]]
+    comparison = compare(RESULTS, others, ("mine", "base"))
+    first = comparison["tasks"][0]
+    assert (first["task"], first["type"], first["n"], first["main_metric"]) == ("wiki", "ir", 5, "ndcg_at_10")
+    assert first["main_score"] == pytest.approx({"model": 0.5, "other": 0.4, "difference": 0.1})
+    assert first["metrics"]["map"]["difference"] == pytest.approx(-0.1)
+    assert comparison["summary"]["ir"]["difference"] == pytest.approx(0.05)
+    assert comparison["other_results"][0]["main_score"] == 0.4
+    json.dumps(comparison, allow_nan=False)
+
+
+def test_arrows_and_colour_are_for_terminals_only():
+    worse = [result("wiki", "ir", 0.6, map=0.4), result("law", "ir", 0.7, map=0.6), *RESULTS[2:]]
+    comparison = compare(RESULTS, worse, ("mine", "base"))
+    plain = printed(comparison_table(comparison, arrows=False))
+    assert "-10.00" in plain
+    assert "+0.00" in plain
+    assert not set("▲▼\x1b") & set(plain)
+    shown = printed(comparison_table(comparison, arrows=True), terminal=True)
+    assert "▼ -10.00" in shown
+    assert "▲" not in shown
+    assert "\x1b[31m" in shown
