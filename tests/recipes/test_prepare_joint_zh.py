@@ -1,0 +1,144 @@
+"""The preparation of the real recipe, on small files of the same layout."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from codiemb.data.examples import DataError
+from codiemb.data.readers import read
+from codiemb.evaluation import discover
+
+SCRIPT = Path(__file__).parents[2] / "recipes" / "prepare_joint_zh.py"
+TOPICS = [f"{a}{b}" for a in "大小新旧" for b in ("苹果", "火车", "医院", "音乐", "手机")]
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("prepare_joint_zh", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_pairs(path: Path, pairs: list[tuple[str, str, object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ["sentence1\tsentence2\tscore", *("\t".join(map(str, pair)) for pair in pairs)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("public")
+    sts = folder / "sts_zh"
+    for name, verb in (("afqmc_train", "买"), ("lcqmc_dev", "看"), ("bq_dev", "借"), ("pawsx_dev", "说")):
+        write_pairs(sts / f"{name}.tsv", [(f"怎么{verb}{t}？", f"如何{verb}{t}", i % 2) for i, t in enumerate(TOPICS)])
+    write_pairs(sts / "stsb_train.tsv", [(f"一个人喜欢{t}", f"有人爱{t}", i % 6) for i, t in enumerate(TOPICS)])
+    # One training sentence is a test sentence in another spelling.
+    write_pairs(sts / "stsb_dev.tsv", [("一只鸟在飞", "鸟飞了", 4), ("一个人在跑步", "他在做饭", 0)])
+    write_pairs(sts / "stsb_test.tsv", [("一个人喜欢 大苹果。", "他在吃饭", 1)])
+    web = folder / "ir" / "qbqtc_dev.tsv"
+    web.parent.mkdir()
+    rows = [f"{t}价格\t{t}多少钱一斤_百科\t2\n{t}价格\t{t}的图片大全\t0" for t in TOPICS]
+    web.write_text("query\ttitle\trelevance\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    for name in ("drcd_dev", "cmrc_trial"):
+        beir = folder / "ir" / name
+        (beir / "qrels").mkdir(parents=True)
+        ids = range(len(TOPICS))
+        documents = [{"_id": f"d{i}", "title": "", "text": f"{TOPICS[i]}由{name}发明。" * 3} for i in ids]
+        questions = [{"_id": f"q{i}", "text": f"{name}发明了什么{TOPICS[i]}？"} for i in ids]
+        (beir / "corpus.jsonl").write_text("".join(json.dumps(item) + "\n" for item in documents))
+        (beir / "queries.jsonl").write_text("".join(json.dumps(item) + "\n" for item in questions))
+        (beir / "qrels" / "test.tsv").write_text(
+            "query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in ids)
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wanted(script):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "HELD_OUT_PAIRS", dict.fromkeys(script.HELD_OUT_PAIRS, 8))
+        yield
+
+
+@pytest.fixture(scope="module")
+def prepared(script, data, wanted, tmp_path_factory):
+    output = tmp_path_factory.mktemp("prepared") / "out"
+    return output, script.prepare(data, output, seed=1)
+
+
+def texts_of(table) -> set[str]:
+    return {text["text"] for row in table.rows for text in [row["query"], *row["positives"], *row["negatives"]]}
+
+
+def test_files_load_and_counts_add_up(prepared):
+    output, counts = prepared
+    tables = {table.name: table for table in read(output / "train")}
+    assert set(tables) == set(counts)
+    for name, table in tables.items():
+        assert len(table.rows) == counts[name].train > 0
+        assert table.task_type == ("ir" if name in ("drcd", "cmrc", "qbqtc") else "sts")
+    for name in ("afqmc", "lcqmc", "bq", "pawsx", "drcd", "cmrc"):
+        count = counts[name]
+        assert count.read == count.train + count.held_out + count.dropped.total()
+    assert {task.name for task in discover(output / "dev")} >= {"afqmc", "drcd_cmrc", "qbqtc", "stsb"}
+
+
+def test_no_held_out_sentence_or_question_is_trained_on(script, prepared):
+    output, _ = prepared
+    tables = {table.name: table for table in read(output / "train")}
+    trained = {name: {script.normalised(text) for text in texts_of(table)} for name, table in tables.items()}
+    for task in discover(output / "dev"):
+        if task.type == "sts":
+            held_out = {script.normalised(text.text) for pair in task.pairs for text in pair}
+            assert not held_out & set.union(*(trained[name] for name in script.PAIR_SETS))
+        else:
+            questions = {script.normalised(text.text) for text in task.queries.values()}
+            assert not questions & set.union(*trained.values())
+
+
+def test_a_sentence_of_the_test_set_is_dropped_in_any_spelling(prepared):
+    output, counts = prepared
+    assert counts["stsb"].dropped["sentence of a dev or test set"] == 1
+    assert "一个人喜欢大苹果" not in (output / "train" / "stsb.jsonl").read_text(encoding="utf-8")
+
+
+def test_negatives_are_never_positives(prepared):
+    output, _ = prepared
+    for table in read([output / "train" / f"{name}.jsonl" for name in ("drcd", "cmrc", "qbqtc")]):
+        for row in table.rows:
+            positives = {text["text"] for text in row["positives"]}
+            assert row["negatives"]
+            assert not positives & {text["text"] for text in row["negatives"]}
+
+
+def test_same_seed_same_files_and_done_is_done(script, data, prepared, tmp_path):
+    output, _ = prepared
+    again = tmp_path / "again"
+    script.prepare(data, again, seed=1)
+    files = sorted(path.relative_to(output) for path in output.rglob("*") if path.is_file())
+    assert all((output / file).read_bytes() == (again / file).read_bytes() for file in files)
+    times = {file: (again / file).stat().st_mtime_ns for file in files}
+    script.prepare(data, again, seed=1)
+    assert times == {file: (again / file).stat().st_mtime_ns for file in files}
+
+
+def test_long_paragraphs_are_cut_at_sentence_ends(script):
+    paragraph = "".join(f"第{i}句话讲了一件很长的事情，细节很多很多。" for i in range(40))
+    chunks = script.cut(paragraph)
+    assert "".join(chunks) == paragraph
+    assert all(chunk.endswith("。") and len(chunk) <= 1.5 * script.CHUNK_CHARACTERS for chunk in chunks)
+    assert script.cut("没有句号的文字") == ["没有句号的文字"]
+
+
+def test_refuses_a_foreign_directory_and_missing_inputs(script, data, tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(DataError, match="did not write"):
+        script.prepare(data, tmp_path, seed=1)
+    assert (tmp_path / "mine.txt").read_text() == "keep"
+    with pytest.raises(DataError, match=r"lacks sts_zh/stsb_train\.tsv"):
+        script.prepare(tmp_path, tmp_path / "out", seed=1)
