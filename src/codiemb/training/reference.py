@@ -1,0 +1,94 @@
+"""Every key of a recipe as a Markdown page, made from the recipe's own definition: `docs/recipe.md`."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from codiemb.losses import PRESETS, StsWeights
+from codiemb.training.recipe import Recipe
+
+_INTRO = """# Every key of a recipe
+
+A recipe is one YAML file for `codiemb train`. Unknown keys are errors. Any key can be changed on the command line as
+`key.sub=value`, values being YAML: `codiemb train my.yaml sampling.task_shares.ir=0.3 evaluation.every=null`. Relative
+paths are taken from the working directory.
+
+| key | values | default | meaning |
+|---|---|---|---|
+"""
+
+_STS = """
+## `tasks.sts.loss`
+
+A preset's name ({presets}), weights by name (`{{pearson: 1, cosent: 0.5}}`, others 0), or a preset with changes
+(`{{preset: default, pro: 0}}`).
+
+| weight | `default` | `codiemb-release` |
+|---|---:|---:|
+"""
+
+
+def recipe_reference() -> str:
+    """The page as Markdown."""
+    rows = [f"| `{key}` | {kind} | {default} | {meaning} |" for key, kind, default, meaning in _rows(Recipe, "")]
+    ours, release = PRESETS["default"], PRESETS["codiemb-release"]
+    weights = [
+        f"| `{item.name}` | {getattr(ours, item.name)} | {getattr(release, item.name)} |" for item in fields(StsWeights)
+    ]
+    presets = ", ".join(f"`{name}`" for name in PRESETS)
+    return _INTRO + "\n".join(rows) + "\n" + _STS.format(presets=presets) + "\n".join(weights) + "\n"
+
+
+def _rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    for name, info in model.model_fields.items():
+        key = f"{prefix}{name}"
+        section, listed = _section(info.annotation)
+        if section is not None:
+            yield from _rows(section, f"{key}[]." if listed else f"{key}.")
+        else:
+            yield key, _kind(info.annotation), _default(info), (info.description or "").replace("|", "\\|")
+
+
+def _section(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    listed = typing.get_origin(annotation) is list
+    inner = typing.get_args(annotation)[0] if listed else annotation
+    return (inner, listed) if isinstance(inner, type) and issubclass(inner, BaseModel) else (None, listed)
+
+
+def _kind(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _kind(arguments[0])
+    if origin is typing.Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_kind(argument) for argument in arguments)
+    if origin is list:
+        return f"list of {_kind(arguments[0])}s"
+    if origin is dict:
+        return "mapping"
+    if annotation is type(None):
+        return "null"
+    if is_dataclass(annotation):
+        return "mapping"
+    return {str: "text", Path: "path", int: "whole number", float: "number", bool: "true, false"}.get(
+        annotation, str(annotation)
+    )
+
+
+def _default(info: FieldInfo) -> str:
+    default = info.get_default(call_default_factory=True)
+    if default is PydanticUndefined:
+        return "required"
+    if is_dataclass(default):
+        return "`default`"
+    return f"`{'null' if default is None else str(default).lower() if isinstance(default, bool) else default}`"

@@ -1,0 +1,416 @@
+"""A whole training run: from a recipe to a measured model directory."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from sentence_transformers import SentenceTransformer
+from torch.utils.tensorboard import SummaryWriter
+from transformers import TrainingArguments, set_seed
+from transformers.integrations import TensorBoardCallback
+from transformers.utils import logging as transformers_logging
+
+from codiemb import backbones, evaluation
+from codiemb.data.collator import TaskCollator
+from codiemb.data.readers import TaskTable, read
+from codiemb.data.sampler import SingleTaskBatchSampler, SourceSpec
+from codiemb.encoding import EmbeddingPass, best_precision
+from codiemb.prompts import TEMPLATES, InstructionTemplate, PromptedText
+from codiemb.tasks import SYMMETRIC, TASKS, StsOptions, TaskOptions
+from codiemb.training.model_card import model_card
+from codiemb.training.output import RunDirectory
+from codiemb.training.progress import TrainingProgress
+from codiemb.training.recipe import Recipe, RecipeError
+from codiemb.training.trainer import CoDiEmbTrainer, Evaluate, TrainingRows, checkpoint_step, last_checkpoint
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT_CHECKPOINTS = 10  # a run, where the recipe says nothing
+
+
+@dataclass
+class TrainingReport:
+    """What a run did.
+
+    Attributes:
+        model: directory of the trained model.
+        before, after: held-out scores (0 to 1) by name, with `ir`, `sts` and `mean`; empty without evaluation data.
+        data: per data set, its task, rows and steps per epoch.
+        settings: precision, attention, devices, versions, and the seconds of training.
+        steps: optimizer steps; tokens: read by the network, without padding. With `truncated_texts` and
+            `training_seconds`, of the whole run however often it was resumed.
+        seconds: wall time of this process, set-up and evaluation included.
+        best_step: of the checkpoint that became the model, None where none was chosen.
+        history: everything that was logged, by step.
+    """
+
+    model: str
+    before: dict[str, float]
+    after: dict[str, float]
+    data: list[dict[str, Any]]
+    settings: dict[str, Any]
+    steps: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    truncated_texts: int = 0
+    best_step: int | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def run(
+    recipe: Recipe, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
+) -> TrainingReport:
+    """Train as the recipe says. Start it under `torchrun` to use several devices: a process uses one.
+
+    Args:
+        recipe: checked by `load_recipe`.
+        resume: go on from the last checkpoint in the output directory; from the start if there is none. A run that
+            is done is not repeated.
+        overwrite: delete what an earlier run left in the output directory.
+        console: for progress; stderr if None.
+    Raises:
+        OutputError: the output directory holds something else, or another recipe's run.
+        DivergedError: the loss became infinite or no number.
+        DataError, RecipeError, ModelError, ValueError: what cannot be used, and why.
+        OSError: something could not be written; what was written before is whole.
+    """
+    started = time.monotonic()
+    directory = RunDirectory(recipe)
+    arguments = _training_arguments(recipe, directory.state)
+    is_main = arguments.process_index == 0
+    console = (console or Console(stderr=True)) if is_main else Console(quiet=True)
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    transformers_logging.disable_progress_bar()
+
+    # Everything that can be wrong is looked at before anything is written.
+    directory.check(resume=resume, overwrite=overwrite)
+    if resume and directory.report.is_file():
+        say(f"{directory.path} holds the finished run: nothing to do.")
+        return TrainingReport(**json.loads(directory.report.read_text(encoding="utf-8")))
+    tables = read_tables(recipe)
+    options: dict[str, TaskOptions] = {name: getattr(recipe.tasks, name) for name in TASKS}
+    sampler = make_sampler(recipe, tables, options, arguments)
+    steps = _total_steps(recipe, sampler)
+    arguments.save_steps = (
+        recipe.checkpoints.every or recipe.evaluation.every or math.ceil(steps / _DEFAULT_CHECKPOINTS)
+    )
+    eval_tasks = evaluation.discover(recipe.evaluation.data) if recipe.evaluation.data else []
+    _check_metric(recipe, eval_tasks)
+    set_seed(recipe.seed)  # for weights that a model lacks
+    model, template = load_model(recipe, arguments.device)
+    embedding_pass = make_pass(recipe, model, options, {table.task_type for table in tables})
+    if recipe.token_embeddings == "frozen":
+        model[0].model.get_input_embeddings().requires_grad_(False)
+    used = used_token_ids(embedding_pass, tables, template) if recipe.token_embeddings == "used" else None
+
+    _wait_for_all_ranks()  # none may find what the main one writes now
+    if is_main:
+        directory.prepare(overwrite=overwrite)
+    _wait_for_all_ranks()
+    plan = directory.remembered("plan", sampler.state_dict, write=is_main)
+    sampler.load_state_dict(plan)  # an error if the data have changed
+    checkpoint = last_checkpoint(directory.state)
+    steps_done = (checkpoint_step(checkpoint) if checkpoint else None) or 0
+
+    score = _scorer(eval_tasks, template, arguments) if eval_tasks else None
+    progress = TrainingProgress(console)
+    writer = SummaryWriter(str(directory.logs), purge_step=steps_done + 1) if is_main else None
+    trainer = CoDiEmbTrainer(
+        embedding_pass,
+        arguments,
+        rows=TrainingRows(tables, _collator(recipe, tables, template, options), sampler),
+        options=options,
+        template=template,
+        evaluate=score,
+        used_tokens=used,
+        gather=recipe.gather,
+        callbacks=[TensorBoardCallback(writer), progress],
+    )
+    progress.totals = trainer.totals
+    say(_describe(recipe, sampler, tables, template, embedding_pass, used))
+    say(f"watch it: tensorboard --logdir {directory.logs}")
+    before = directory.remembered("scores_before", lambda: dict(score(embedding_pass)), write=is_main) if score else {}
+    if checkpoint:
+        say(f"going on from {checkpoint}")
+
+    if checkpoint and steps_done >= steps:  # killed before the model was written
+        trainer.load_finished(checkpoint)
+    else:
+        set_seed(recipe.seed + arguments.process_index)  # ranks drop out different units
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except KeyboardInterrupt:
+            survivor = last_checkpoint(directory.state)
+            remedy = f"go on from {survivor} with --resume" if survivor else "there is no checkpoint yet"
+            say(f"interrupted at step {trainer.state.global_step}; {remedy}")
+            raise
+        finally:
+            progress.close()
+    report = TrainingReport(
+        model=str(recipe.output),
+        before=before,
+        after=dict(score(embedding_pass)) if score else {},
+        data=_data_counts(tables, sampler),
+        settings=_settings(embedding_pass, arguments, trainer.totals.seconds),
+        steps=trainer.state.global_step,
+        seconds=round(time.monotonic() - started, 1),
+        tokens=trainer.totals.tokens,
+        truncated_texts=trainer.totals.truncated_texts,
+        best_step=trainer.state.best_global_step if arguments.load_best_model_at_end else None,
+        history=[_finite_numbers(entry) for entry in trainer.state.log_history],
+    )
+    if is_main:
+        directory.publish(trainer.save_to, model_card(recipe, report, template), vars(report))
+    _wait_for_all_ranks()
+    return report
+
+
+# -- the parts, also used by benchmarks and diagnostics --------------------------------------------------------------
+
+
+def read_tables(recipe: Recipe) -> list[TaskTable]:
+    """The training data, one table per (file, task type)."""
+    return read([source.path for source in recipe.train], on_error=recipe.on_error)
+
+
+def make_sampler(
+    recipe: Recipe, tables: Sequence[TaskTable], options: Mapping[str, TaskOptions], arguments: TrainingArguments
+) -> SingleTaskBatchSampler:
+    """The sampler of this rank."""
+    specs = [
+        SourceSpec(table.name, table.task_type, len(table.rows), options[table.task_type].batch_size)
+        for table in tables
+    ]
+    weights = {source.path.resolve(): source.weight for source in recipe.train if source.weight is not None}
+    return SingleTaskBatchSampler(
+        specs,
+        rank=arguments.process_index,
+        world_size=arguments.world_size,
+        accumulation=recipe.accumulation,
+        seed=recipe.seed,
+        task_shares=recipe.sampling.task_shares,
+        weights={table.name: _weight_of(table, weights) for table in tables} if weights else None,
+        temperature=recipe.sampling.temperature,
+    )
+
+
+def load_model(recipe: Recipe, device: torch.device) -> tuple[SentenceTransformer, InstructionTemplate]:
+    """The model to train, with the recipe's prompts, and the template that makes them."""
+    attention = recipe.attention
+    if attention == "auto":
+        # On a CPU the backward pass of torch's fused attention takes up to twice as long as plain products.
+        attention = "eager" if device.type == "cpu" else "sdpa"
+    model = backbones.load(recipe.model, device=str(device), attention=attention, dropout=recipe.dropout)
+    chosen = recipe.prompts.template
+    named = TEMPLATES[chosen] if isinstance(chosen, str) else chosen
+    template = named or backbones.template_of(model, recipe.model)
+    backbones.set_prompts(model, template, recipe.prompts.pool_prompt)
+    return model, template
+
+
+def make_pass(
+    recipe: Recipe, model: SentenceTransformer, options: Mapping[str, TaskOptions], task_types: set[str]
+) -> EmbeddingPass:
+    """The embedding pass of a training run."""
+    needs_middle = any(
+        isinstance(option, StsOptions) and option.loss.mid_nce for option in (options[name] for name in task_types)
+    )
+    precision = {"bf16": torch.bfloat16, "fp32": torch.float32}.get(recipe.precision)
+    return EmbeddingPass(
+        model,
+        token_budget=recipe.token_budget,
+        graph_budget=recipe.graph_budget,
+        max_length=recipe.max_length,
+        precision=precision,
+        middle_layer=model[0].model.config.num_hidden_layers // 2 if needs_middle else None,
+    )
+
+
+def used_token_ids(
+    embedding_pass: EmbeddingPass, tables: Sequence[TaskTable], template: InstructionTemplate
+) -> set[int]:
+    """Every token id that training on `tables` can meet, padding and special tokens included."""
+    tokenizer = embedding_pass.tokenizer
+    used = {*tokenizer.all_special_ids, 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id}
+    for table in tables:
+        symmetric = table.task_type in SYMMETRIC
+        for texts in _texts(table, template, symmetric):
+            for ids in embedding_pass.tokenize(texts).input_ids:
+                used.update(ids)
+    return used
+
+
+def _texts(table: TaskTable, template: InstructionTemplate, symmetric: bool) -> Iterator[list[PromptedText]]:
+    document = "query" if symmetric else "document"
+    for batch in table.rows.iter(batch_size=1000):
+        yield [
+            *(_prompted(text, template, "query") for text in batch["query"]),
+            *(_prompted(text, template, document) for texts in batch["positives"] for text in texts),
+            *(_prompted(text, template, document) for texts in batch["negatives"] for text in texts),
+        ]
+
+
+def _prompted(text: Mapping[str, str], template: InstructionTemplate, side: Any) -> PromptedText:
+    return PromptedText(template.prompt(side, text["instruction"]), text["prefix"] + text["text"])
+
+
+def _collator(
+    recipe: Recipe, tables: Sequence[TaskTable], template: InstructionTemplate, options: Mapping[str, TaskOptions]
+) -> TaskCollator:
+    ranges = {
+        table.name: table.score_range
+        for table in tables
+        if TASKS[table.task_type].rescale_scores and table.score_range is not None
+    }
+    return TaskCollator(
+        template,
+        {name: option.candidates for name, option in options.items()},
+        symmetric=SYMMETRIC,
+        seed=recipe.seed,
+        score_range=ranges,
+    )
+
+
+def _weight_of(table: TaskTable, weights: Mapping[Path, float]) -> float:
+    source = table.source.resolve()
+    return next(weights[path] for path in (source, *source.parents) if path in weights)
+
+
+def _total_steps(recipe: Recipe, sampler: SingleTaskBatchSampler) -> int:
+    return recipe.max_steps or math.ceil(recipe.epochs * len(sampler) / recipe.accumulation)
+
+
+def _training_arguments(recipe: Recipe, state: Path) -> TrainingArguments:
+    evaluation_every = recipe.evaluation.every
+    arguments = TrainingArguments(
+        output_dir=str(state),
+        num_train_epochs=recipe.epochs,
+        max_steps=recipe.max_steps or -1,
+        gradient_accumulation_steps=recipe.accumulation,
+        learning_rate=recipe.optimizer.learning_rate,
+        lr_scheduler_type="constant_with_warmup"
+        if recipe.optimizer.schedule == "constant"
+        else recipe.optimizer.schedule,
+        warmup_steps=recipe.optimizer.warmup,
+        weight_decay=recipe.optimizer.weight_decay,
+        max_grad_norm=recipe.optimizer.max_grad_norm,
+        optim="adamw_torch_fused",
+        logging_steps=recipe.log_every,
+        eval_strategy="steps" if evaluation_every else "no",
+        eval_steps=evaluation_every,
+        save_strategy="steps",
+        save_steps=evaluation_every or 1,  # until the number of steps is known
+        save_total_limit=recipe.checkpoints.keep,
+        load_best_model_at_end=bool(evaluation_every and recipe.evaluation.keep_best),
+        metric_for_best_model=f"eval_{recipe.evaluation.metric}" if evaluation_every else None,
+        greater_is_better=True if evaluation_every else None,
+        report_to=[],  # the callback for TensorBoard is given our directory
+        logging_nan_inf_filter=False,  # it would hide them
+        log_level_replica="error",
+        seed=recipe.seed,
+        use_cpu=not torch.accelerator.is_available(),  # unless told, ranks on CPUs would not find each other
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # they are constants
+        average_tokens_across_devices=False,
+        # Autocast is the embedding pass's own; the losses stay in float32.
+        bf16=False,
+        fp16=False,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else the library spreads one process over all devices it sees
+    return arguments
+
+
+def _check_metric(recipe: Recipe, tasks: Sequence[evaluation.EvalTask]) -> None:
+    results = [evaluation.Result(task.name, task.type, 0.0, {}, len(task), {}, {}) for task in tasks]
+    allowed, metric = list(evaluation.summarise(results)), recipe.evaluation.metric
+    if tasks and metric not in allowed:
+        raise RecipeError(
+            f"evaluation.metric: got {metric!r}, expected a score of evaluation.data: {', '.join(allowed)}"
+        )
+
+
+def _wait_for_all_ranks() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _scorer(
+    tasks: Sequence[evaluation.EvalTask], template: InstructionTemplate, arguments: TrainingArguments
+) -> Evaluate:
+    """Scores of a model on `tasks`, which the ranks divide among them; the same on all ranks."""
+
+    def score(current: EmbeddingPass) -> dict[str, float]:
+        mine = tasks[arguments.process_index :: arguments.world_size]
+        parts = [[evaluation.evaluate(current, template, task) for task in mine]]
+        if arguments.world_size > 1:
+            local, parts = parts[0], [[] for _ in range(arguments.world_size)]
+            dist.all_gather_object(parts, local)
+        results = {result.task: result for part in parts for result in part}
+        return evaluation.summarise([results[task.name] for task in tasks])
+
+    return score
+
+
+def _describe(
+    recipe: Recipe,
+    sampler: SingleTaskBatchSampler,
+    tables: Sequence[TaskTable],
+    template: InstructionTemplate,
+    embedding_pass: EmbeddingPass,
+    used: set[int] | None,
+) -> str:
+    device = embedding_pass.model.device
+    precision = str(embedding_pass.precision).removeprefix("torch.")
+    reason = best_precision(device)[1] if recipe.precision == "auto" else "as the recipe says"
+    lines = [sampler.describe(), f"{_total_steps(recipe, sampler)} steps on {device}, {precision} ({reason})"]
+    if used is not None:
+        lines.append(f"token table: the {len(used):,} rows in use are trained")
+    if not template.reads_instruction and any(table.rows[0]["query"]["instruction"] for table in tables):
+        lines.append("the data hold instructions, but the prompts template has no place for one: they are not used")
+    return "\n".join(lines)
+
+
+def _data_counts(tables: Sequence[TaskTable], sampler: SingleTaskBatchSampler) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": table.name,
+            "task": table.task_type,
+            "rows": len(table.rows),
+            "rejected": table.rejected,
+            "steps_per_epoch": sampler.steps[table.name],
+            "leftover_per_epoch": sampler.leftover[table.name],
+        }
+        for table in tables
+    ]
+
+
+def _settings(embedding_pass: EmbeddingPass, arguments: TrainingArguments, seconds: float) -> dict[str, Any]:
+    return {
+        "device": str(embedding_pass.model.device),
+        "processes": arguments.world_size,
+        "threads": torch.get_num_threads(),
+        "precision": str(embedding_pass.precision).removeprefix("torch."),
+        "attention": embedding_pass.transformer.model.config._attn_implementation,
+        "training_seconds": round(seconds, 1),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "sentence-transformers")},
+    }
+
+
+def _finite_numbers(entry: Mapping[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in entry.items() if isinstance(value, (int, float)) and math.isfinite(value)}

@@ -1,0 +1,328 @@
+"""The trainer: transformers' `Trainer` with single-task batches, the embedding pass and the task registry.
+
+Optimizer, schedule, checkpoints, logging, DDP and DeepSpeed are the library's. Ours are the data order, the loss, what
+a checkpoint's model directory looks like, and the evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from codiemb import backbones
+from codiemb.data.collator import TaskBatch, TaskCollator
+from codiemb.data.readers import TaskTable
+from codiemb.data.sampler import SingleTaskBatchSampler
+from codiemb.encoding import EmbeddingPass, Embeddings
+from codiemb.prompts import InstructionTemplate
+from codiemb.tasks import TASKS, TaskOptions, detached
+from codiemb.training.token_rows import UsedRowsEmbedding, install, remove
+from codiemb.training.totals import Totals
+
+logger = logging.getLogger(__name__)
+
+Scores = Mapping[str, float]
+Evaluate = Callable[[EmbeddingPass], Scores]
+
+STATE_FILE = "trainer_state.json"
+"""Written last into a checkpoint, so its presence says that the checkpoint is complete."""
+
+
+class DivergedError(ValueError):
+    """A loss that is no number: nothing that follows can be of use."""
+
+
+class TrainingRows(Dataset[TaskBatch]):
+    """All training tables behind one index; a list of indices of one table gives a collated batch."""
+
+    def __init__(self, tables: Sequence[TaskTable], collator: TaskCollator, sampler: SingleTaskBatchSampler) -> None:
+        self.tables = tables
+        self.collator = collator
+        self.epoch = 0  # the sampler's own runs ahead by one while it hands out the last batch
+        self.sampler = sampler
+        self._starts: list[int] = [0]
+        for table in tables:
+            self._starts.append(self._starts[-1] + len(table.rows))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitems__(self, indices: list[int]) -> TaskBatch:
+        """DataLoader asks for a whole batch at once."""
+        source = self.sampler.source_of(indices[0])
+        table, start = self.tables[source], self._starts[source]
+        columns = table.rows[[index - start for index in indices]]
+        rows = [
+            {name: values[i] for name, values in columns.items()} | {"index": index} for i, index in enumerate(indices)
+        ]
+        return self.collator(table.name, table.task_type, rows, epoch=self.epoch)
+
+
+class _Flow(TrainerCallback):
+    """Tells sampler and rows which epoch begins, also on resuming, before any batch is made; logs the last step."""
+
+    def __init__(self, rows: TrainingRows) -> None:
+        self.rows = rows
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.rows.epoch = int(state.epoch or 0)
+        self.rows.sampler.set_epoch(self.rows.epoch)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
+
+class CoDiEmbTrainer(Trainer):
+    """Trains an `EmbeddingPass` on single-task batches.
+
+    Args:
+        embedding_pass: the model to train.
+        args: transformers' arguments. `output_dir` receives the checkpoints.
+        rows: training data, in the order that its sampler gives.
+        options: per task type.
+        template: saved with the model.
+        evaluate: held-out scores of the model, or None for no evaluation.
+        used_tokens: train only these rows of the token table; None trains it as the model has it.
+        gather: losses see the batches of all ranks.
+
+    Attributes:
+        totals: tokens and the like of the whole run, brought up to date at each log and checkpoint.
+    """
+
+    def __init__(
+        self,
+        embedding_pass: EmbeddingPass,
+        args: TrainingArguments,
+        *,
+        rows: TrainingRows,
+        options: Mapping[str, TaskOptions],
+        template: InstructionTemplate,
+        evaluate: Evaluate | None = None,
+        used_tokens: set[int] | None = None,
+        gather: bool = True,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        self._rows = rows
+        self._options = options
+        self._template = template
+        self._evaluate_scores = evaluate
+        self._gather = gather
+        self._losses: dict[str, list[Tensor | float]] = {}  # of this rank since the last log
+        self._counts = [0, 0]  # tokens and truncated texts of this rank that are not in `totals` yet
+        self.totals = Totals()
+        self._token_rows: UsedRowsEmbedding | None = None
+        if used_tokens is not None:
+            self._token_rows = install(embedding_pass.transformer.model, used_tokens)
+        _freeze_unread(embedding_pass)
+        super().__init__(
+            model=embedding_pass,
+            args=args,
+            train_dataset=rows,
+            eval_dataset=[] if evaluate else None,
+            callbacks=[_Flow(rows), self.totals, *(callbacks or [])],
+        )
+        # Our loss is a mean over the batch: the trainer has to divide it by the accumulation steps itself.
+        self.model_accepts_loss_kwargs = False
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+
+    # -- data and loss -------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
+        """Batches of this rank; the sampler has divided them already, so accelerate must not."""
+        return DataLoader(self._rows, batch_sampler=self._rows.sampler, collate_fn=_as_inputs)  # type: ignore[arg-type]
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective of the batch's task on the embeddings of its distinct texts."""
+        batch: TaskBatch = inputs["batch"].to(self.args.device)
+        embedding_pass: EmbeddingPass = self.model
+        tokens = embedding_pass.tokenize(batch.texts)
+        embeddings: Embeddings = model(tokens)
+        task = TASKS[batch.task]  # type: ignore[index]
+        gather = self._gather and self.args.world_size > 1
+        objective = task.objective(embeddings, batch, self._options[batch.task], gather=gather)
+        self._counts[0] += tokens.num_tokens
+        self._counts[1] += tokens.truncated
+        named: dict[str, Tensor | float] = {"loss": objective.total.detach(), **detached(objective.components)}
+        for name, value in named.items():
+            self._losses.setdefault(f"{batch.task}/{name}", []).append(value)
+        return (objective.total, embeddings) if return_outputs else objective.total
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add each task's mean losses since the last log, over all ranks.
+
+        Raises:
+            DivergedError: the loss is not finite.
+        """
+        if "loss" in logs:
+            means = [float(sum(values)) / len(values) for values in self._losses.values()]
+            means = [total / self.args.world_size for total in self._sum_over_ranks(means)]
+            logs.update(zip(self._losses, means, strict=True))
+            self._losses.clear()
+            self._count()
+        super().log(logs, start_time)
+        self._require_finite(logs.get("loss", 0.0))
+
+    def _count(self) -> None:
+        """Move the counts of all ranks to the totals."""
+        tokens, truncated = self._sum_over_ranks(self._counts)
+        self.totals.tokens += int(tokens)
+        self.totals.truncated_texts += int(truncated)
+        self._counts = [0, 0]
+
+    def _sum_over_ranks(self, values: Sequence[float]) -> list[float]:
+        if self.args.world_size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.args.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def _require_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            survivor = last_checkpoint(Path(self.args.output_dir))
+            raise DivergedError(
+                f"The loss became {loss} at step {self.state.global_step} or up to {self.args.logging_steps} steps "
+                f"before. Lower optimizer.learning_rate, or set precision to fp32"
+                + (f"; {survivor} was saved before." if survivor else ".")
+            )
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """As the library's, without embeddings: decay would move the rows of tokens that no text holds."""
+        tables = tuple(
+            f"{name}."
+            for name, module in model.named_modules()
+            if isinstance(module, (nn.Embedding, UsedRowsEmbedding))
+        )
+        return [name for name in super().get_decay_parameter_names(model) if not name.startswith(tables)]
+
+    # -- evaluation ----------------------------------------------------------------------------------------------
+
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        """Held-out scores as `eval_<name>`."""
+        assert self._evaluate_scores is not None  # the trainer only evaluates where it was given data
+        embedding_pass: EmbeddingPass = self.model
+        # Dropout's random numbers must not depend on whether and when there was an evaluation.
+        device = self.args.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            scores = self._evaluate_scores(embedding_pass)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        self.log(metrics)
+        control: TrainerControl = self.control  # type: ignore[has-type]
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)
+        return metrics
+
+    # -- saving and loading --------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As the library does, but a checkpoint that fails leaves no debris and says what survives."""
+        self._count()
+        self._require_finite(float(self._tr_loss))
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            broken = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            shutil.rmtree(broken, ignore_errors=True)
+            survivor = last_checkpoint(Path(self.args.output_dir))
+            remedy = (
+                f"{survivor} is whole: go on from it with --resume"
+                if survivor
+                else "there is none before it: begin anew"
+            )
+            raise OSError(
+                f"The checkpoint {broken} could not be written ({error}). Free some space; {remedy}."
+            ) from error
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # before the main rank writes the state, which says that all is there
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self.args.should_save:  # the library calls this on all ranks
+            self.save_to(Path(output_dir or self.args.output_dir))
+
+    def save_to(self, directory: Path) -> None:
+        """Write the model as a plain sentence-transformers directory."""
+        directory.mkdir(parents=True, exist_ok=True)
+        network, rows = self._sentence_transformer[0].model, self._token_rows
+        if rows is None:
+            backbones.save(self._sentence_transformer, directory, self._template)
+            return
+        remove(network, rows)
+        try:
+            backbones.save(self._sentence_transformer, directory, self._template)
+        finally:
+            network.set_input_embeddings(rows)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        saved = SentenceTransformer(resume_from_checkpoint, device="cpu")
+        network, rows = self._sentence_transformer[0].model, self._token_rows
+        if rows is not None:
+            network.set_input_embeddings(rows.original)
+        self._sentence_transformer.load_state_dict(saved.state_dict())
+        if rows is not None:
+            rows.read_again()
+            network.set_input_embeddings(rows)
+
+    def _load_best_model(self) -> None:
+        logger.info("The best checkpoint is %s.", self.state.best_model_checkpoint)
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+    def load_finished(self, checkpoint: Path) -> None:
+        """Take over what a training that ended with `checkpoint` left."""
+        self.state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+        self.totals.take_over(self.state)
+        best = checkpoint.parent / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        self._load_from_checkpoint(str(best if self.args.load_best_model_at_end and best.is_dir() else checkpoint))
+
+    @property
+    def _sentence_transformer(self) -> SentenceTransformer:
+        return self.model.model
+
+
+def checkpoint_step(checkpoint: Path) -> int | None:
+    """Optimizer steps that a checkpoint holds; None if it is not complete."""
+    try:
+        return int(json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))["global_step"])
+    except (OSError, ValueError, KeyError, TypeError):  # killed while writing
+        return None
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """The newest complete checkpoint."""
+    steps = {path: checkpoint_step(path) for path in directory.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
+    complete = {path: step for path, step in steps.items() if step is not None}
+    return max(complete, key=complete.__getitem__, default=None)
+
+
+def _freeze_unread(embedding_pass: EmbeddingPass) -> None:
+    """BERT-like networks carry a pooler that sentence embeddings do not read; DDP would wait for its gradient."""
+    pooler = getattr(embedding_pass.transformer.model, "pooler", None)
+    if isinstance(pooler, nn.Module):
+        pooler.requires_grad_(False)
+
+
+def _as_inputs(batch: TaskBatch) -> dict[str, TaskBatch]:
+    """The trainer wants a mapping."""
+    return {"batch": batch}
