@@ -1,0 +1,86 @@
+"""The demo: train the bundled model on the sample data, measure it, show what it does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from codiemb import backbones
+from codiemb.encoding import EmbeddingPass
+from codiemb.prompts import PromptedText
+from codiemb.training.recipe import parse_recipe
+from codiemb.training.run import TrainingReport, run
+
+REPORT_FILE = "report.json"
+QUERIES = ("洗衣机脱水时满屋子乱跑怎么办", "my phone is dead by lunchtime, what can I do")
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Passages for a query, best first, with their cosines."""
+
+    query: str
+    passages: list[str]
+    scores: list[float]
+
+
+@contextmanager
+def sample_data() -> Iterator[Path]:
+    """The folder with the sample data that ships in the package."""
+    with as_file(files("codiemb") / "sample_data") as folder:
+        yield folder
+
+
+def run_demo(output: Path, *, seed: int = 42, console: Console | None = None) -> TrainingReport:
+    """Train on the sample data's train part and measure on its test part; write model/ and report.json to `output`.
+
+    An earlier demo in `output` is replaced.
+    """
+    with sample_data() as data:
+        recipe = parse_recipe(
+            {
+                "model": "bundled",
+                "output": str(output / "model"),
+                "train": [{"path": str(data / "train" / "ir.jsonl")}, {"path": str(data / "train" / "sts.jsonl")}],
+                # Measured before and after only: nothing is chosen by it.
+                "evaluation": {"data": [str(data / "test" / "ir"), str(data / "test" / "sts.tsv")]},
+                "tasks": {"ir": {"batch_size": 32, "negatives": 2}, "sts": {"batch_size": 32}},
+                "optimizer": {"learning_rate": 1e-4},
+                "checkpoints": {"every": 1000},  # a run of two minutes starts anew
+                "epochs": 2,
+                "log_every": 5,
+                "seed": seed,
+            }
+        )
+        report = run(recipe, overwrite=True, console=console)
+    summary = {
+        "before": {"ir_ndcg_at_10": report.before["ir"], "sts_spearman": report.before["sts"]},
+        "after": {"ir_ndcg_at_10": report.after["ir"], "sts_spearman": report.after["sts"]},
+        "model": report.model,
+        "seconds": report.seconds,
+    }
+    (output / REPORT_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def rank_sample_passages(model_directory: Path, queries: tuple[str, ...] = QUERIES, *, top: int = 4) -> list[Ranking]:
+    """Rank the passages of the sample data's test part for each query."""
+    with sample_data() as data, (data / "test" / "ir" / "corpus.jsonl").open(encoding="utf-8") as lines:
+        passages = [json.loads(line)["text"] for line in lines]
+    model = backbones.load(model_directory)
+    template = backbones.template_of(model, model_directory)
+    encoder = EmbeddingPass(model)
+    documents = encoder.encode(PromptedText(template.prompt("document"), text) for text in passages)
+    embedded = encoder.encode(PromptedText(template.prompt("query"), query) for query in queries)
+    rankings = []
+    for query, scores in zip(queries, embedded @ documents.T, strict=True):
+        best = np.argsort(-scores)[:top]
+        rankings.append(Ranking(query, [passages[i] for i in best], [float(scores[i]) for i in best]))
+    return rankings
