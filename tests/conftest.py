@@ -18,6 +18,8 @@ from tiny_models import assemble, save_decoder, save_encoder
 from codiemb.bundled import cache_root
 
 USERS_MODELS = cache_root() / "models"
+
+
 @pytest.fixture(autouse=True)
 def _caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prepared data in a directory of this run; the bundled model in the user's cache, so that it is there already."""

@@ -83,9 +83,7 @@ def check_epoch(samplers: Sequence[SingleTaskBatchSampler]) -> None:
 
 @layouts
 @divisions
-def test_steps_are_single_source_and_disjoint(
-    world_size: int, accumulation: int, division: dict[str, Any]
-) -> None:
+def test_steps_are_single_source_and_disjoint(world_size: int, accumulation: int, division: dict[str, Any]) -> None:
     samplers = ranks(world_size, accumulation, **division)
     check_epoch(samplers)
     check_epoch(samplers)  # the next epoch
@@ -144,9 +142,7 @@ def test_any_sizes(problem: Any, temperature: float | None, use_shares: bool) ->
 @given(problems())
 def test_shares_hold_within_a_step_and_the_scarcest_task_ends_the_epoch(problem: Any) -> None:
     world_size, accumulation, sources, shares = problem
-    sampler = SingleTaskBatchSampler(
-        sources, world_size=world_size, accumulation=accumulation, task_shares=shares
-    )
+    sampler = SingleTaskBatchSampler(sources, world_size=world_size, accumulation=accumulation, task_shares=shares)
     steps: Counter[str] = Counter()
     capacity: Counter[str] = Counter()
     for d in sources:
@@ -256,9 +252,7 @@ def test_tasks_and_data_sets_are_spread_evenly() -> None:
 
 @layouts
 @divisions
-def test_resumed_run_equals_the_uninterrupted_one(
-    world_size: int, accumulation: int, division: dict[str, Any]
-) -> None:
+def test_resumed_run_equals_the_uninterrupted_one(world_size: int, accumulation: int, division: dict[str, Any]) -> None:
     options = {"world_size": world_size, "rank": world_size - 1, "accumulation": accumulation, **division}
     whole = SingleTaskBatchSampler(SOURCES, **options)
     batches = [*whole, *whole, *whole]
@@ -315,8 +309,7 @@ def test_resume_on_another_number_of_ranks() -> None:
         sampler.load_state_dict(interrupted.state_dict())
         streams.append(list(sampler))
     actual = [
-        sorted(row for stream in streams for row in stream[i] + stream[i + 1])
-        for i in range(0, len(streams[0]), 2)
+        sorted(row for stream in streams for row in stream[i] + stream[i + 1]) for i in range(0, len(streams[0]), 2)
     ]
     assert actual == [sorted(rows) for rows in expected]
 

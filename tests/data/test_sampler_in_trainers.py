@@ -31,9 +31,7 @@ def test_data_loader_with_prefetching_workers() -> None:
     sampler = SingleTaskBatchSampler(SOURCES)
     whole = list(sampler)
     sampler.set_epoch(0)
-    loader = DataLoader(
-        list(range(TOTAL)), batch_sampler=sampler, collate_fn=list, num_workers=1, prefetch_factor=4
-    )
+    loader = DataLoader(list(range(TOTAL)), batch_sampler=sampler, collate_fn=list, num_workers=1, prefetch_factor=4)
     iterator = iter(loader)
     assert [next(iterator) for _ in range(3)] == whole[:3]
     assert sampler.state_dict()["step"] > 3  # runs ahead, hence start_at

@@ -171,7 +171,7 @@ def parse_text(value: object, field: str, index: int | None = None) -> Text:
 def _task_type(row: Mapping[str, Any]) -> TaskType:
     given = row.get("task_type")
     if given in TASK_TYPES:
-        return given  # type: ignore[no-any-return]
+        return given
     choices = f"one of {', '.join(TASK_TYPES)}"
     if given is not None:
         nearest = difflib.get_close_matches(str(given).lower(), TASK_TYPES, n=1)

@@ -369,9 +369,7 @@ def _fractions(argument: str, given: Mapping[str, float], kind: str, names: Sequ
             raise ValueError(f"{argument}[{name!r}] is {value}; expected a number of 0 or more.")
     for name in names:
         if name not in given:
-            raise ValueError(
-                f"{argument} has no entry for {kind} {name!r}. Give it one; 0 leaves that {kind} out."
-            )
+            raise ValueError(f"{argument} has no entry for {kind} {name!r}. Give it one; 0 leaves that {kind} out.")
     if not any(given.values()):
         raise ValueError(f"{argument} are all 0: {dict(given)}. Give at least one {kind} more than 0.")
     return [_exact(given[name]) for name in names]
@@ -385,8 +383,6 @@ def _check_specs(datasets: Sequence[SourceSpec]) -> None:
         if names.count(source.name) > 1:
             raise ValueError(f"Two data sets are named {source.name!r}; expected unique names. Rename one.")
         if source.batch_size < 1:
-            raise ValueError(
-                f"Data set {source.name!r}: batch_size={source.batch_size}; expected at least 1."
-            )
+            raise ValueError(f"Data set {source.name!r}: batch_size={source.batch_size}; expected at least 1.")
         if source.size < 1:
             raise ValueError(f"Data set {source.name!r} is empty. Drop it, or check the file it came from.")

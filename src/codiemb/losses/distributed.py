@@ -36,7 +36,7 @@ def gather(tensor: Tensor) -> Tensor:
     if world_size() == 1:
         return tensor
     _check_equal_shapes(tensor)
-    return _Gather.apply(tensor)  # type: ignore[no-any-return, no-untyped-call]
+    return _Gather.apply(tensor)  # type: ignore[no-untyped-call]
 
 
 class _Gather(torch.autograd.Function):
