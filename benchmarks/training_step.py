@@ -3,7 +3,8 @@
 Same model, data, batch, precision, dropout, negatives and number of optimizer steps; each measurement in a process of
 its own, the two sides in turn. Queries have about 10 tokens, passages 50 to 400.
 
-    python benchmarks/training_step.py [--batch 64 256 1024] [--precision bf16|fp32] [--steps 3]
+    python benchmarks/training_step.py                              # batch 64 on both sides, memory at 64 and 1024
+    python benchmarks/training_step.py --batch 64 256 1024          # all on both sides: hours on two cores
 
 The last line on stdout is one JSON object.
 """
@@ -23,6 +24,9 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import torch
+
+from codiemb.encoding import best_precision
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 TEMPERATURE = 0.02
@@ -156,41 +160,49 @@ def measure_here(side: str, batch: int, precision: str, steps: int) -> None:
     print(json.dumps({**result, "peak_mb": peak}))
 
 
-def measure(side: str, batch: int, arguments: argparse.Namespace) -> dict[str, float]:
-    command = [sys.executable, __file__, "--side", side, "--batch", str(batch), "--precision", arguments.precision]
-    output = subprocess.run([*command, "--steps", str(arguments.steps)], check=True, capture_output=True, text=True)
+def measure(side: str, batch: int, precision: str, steps: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--side", side, "--batch", str(batch), "--precision", precision]
+    output = subprocess.run([*command, "--steps", str(steps)], check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(output.stdout.splitlines()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, nargs="+", default=[64, 256, 1024])
-    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--batch", type=int, nargs="+", default=[64], help="measured on both sides")
+    parser.add_argument("--memory-batch", type=int, default=1024, help="one step of codiemb alone, for its peak memory")
+    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     parser.add_argument("--steps", type=int, default=3, help="the first is warm-up")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.precision == "auto":
+        arguments.precision = "bf16" if best_precision(torch.device("cpu"))[0] == torch.bfloat16 else "fp32"
     if arguments.side:
         measure_here(arguments.side, arguments.batch[0], arguments.precision, arguments.steps)
         return
+    print(f"{arguments.precision}, {torch.get_num_threads()} threads")
     print(f"{'batch':>6} {'tokens':>8} {'side':<22} {'s/step':>8} {'tokens/s':>9} {'peak MB':>8}")
-    ratios, peaks = {}, {}
-    for batch in arguments.batch:
-        results = {side: measure(side, batch, arguments) for side in SIDES}
-        tokens = results[SIDES[0]]["tokens"]  # without padding and prompts counted alike
+    ratios: dict[int, float] = {}
+    peaks: dict[int, float] = {}
+    for batch in sorted({*arguments.batch, arguments.memory_batch}):
+        compared = batch in arguments.batch
+        sides = SIDES if compared else SIDES[:1]
+        steps = arguments.steps if compared else 1
+        results = {side: measure(side, batch, arguments.precision, steps) for side in sides}
+        tokens = results[SIDES[0]]["tokens"]  # without padding; the texts of both sides are the same
         for side, result in results.items():
             seconds, peak = result["seconds"], result["peak_mb"]
             line = f"{batch:>6} {tokens:>8.0f} {side:<22} {seconds:>8.2f} {tokens / seconds:>9.0f} {peak:>8.0f}"
             print(line, flush=True)
-        ratios[batch] = results[SIDES[1]]["seconds"] / results[SIDES[0]]["seconds"]
         peaks[batch] = results[SIDES[0]]["peak_mb"]
-    batches = sorted(ratios)
+        if compared:
+            ratios[batch] = results[SIDES[1]]["seconds"] / results[SIDES[0]]["seconds"]
     print(
         json.dumps(
             {
                 "throughput_ratio": round(median(ratios.values()), 3),
-                "throughput_ratios": {str(batch): round(ratios[batch], 3) for batch in batches},
-                "memory_growth": round(peaks[batches[-1]] / peaks[batches[0]], 3),
-                "peak_mb": {str(batch): round(peaks[batch]) for batch in batches},
+                "throughput_ratios": {str(batch): round(ratio, 3) for batch, ratio in ratios.items()},
+                "memory_growth": round(peaks[max(peaks)] / peaks[min(peaks)], 3),
+                "peak_mb": {str(batch): round(peak) for batch, peak in peaks.items()},
                 "precision": arguments.precision,
             }
         )

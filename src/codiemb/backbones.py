@@ -57,7 +57,7 @@ def load(
     try:
         config_kwargs = None if dropout is None else _dropout_settings(str(name), dropout)
         return SentenceTransformer(str(name), device=device, model_kwargs=model_kwargs, config_kwargs=config_kwargs)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(
             f"{name}: cannot be loaded: {error}\nGive a complete sentence-transformers directory, a hub id "
             "(with the network or a filled hub cache), or 'bundled'."

@@ -30,7 +30,9 @@ from codiemb.prompts import PromptedText
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_TOKEN_BUDGET = 4096
+# Padded tokens of one forward pass. On a CPU, small chunks stay in its caches and have little padding: training a batch
+# of short sentences was 1.3 times as fast with 2048 as with 4096. A GPU wants enough work for all its units.
+_CPU_TOKEN_BUDGET, _GPU_TOKEN_BUDGET = 2048, 16384
 WINDOW = 4096  # texts that are sorted by length together in bulk encoding
 
 
@@ -106,7 +108,7 @@ class EmbeddingPass(nn.Module):
 
     Args:
         model: modules `Transformer`, `Pooling` and any that follow.
-        token_budget: padded tokens of one forward pass.
+        token_budget: padded tokens of one forward pass; 2048 on a CPU, else 16384, if None.
         graph_budget: padded tokens whose graph may be kept between forward and backward; chunks beyond it are
             recomputed. The last chunk's graph is always kept: it costs no memory that recomputing would not.
         max_length: tokens a text is cut to, prompt and special tokens included; the model's own limit if None.
@@ -122,7 +124,7 @@ class EmbeddingPass(nn.Module):
         self,
         model: SentenceTransformer,
         *,
-        token_budget: int = DEFAULT_TOKEN_BUDGET,
+        token_budget: int | None = None,
         graph_budget: int = 0,
         max_length: int | None = None,
         precision: torch.dtype | None = None,
@@ -135,6 +137,8 @@ class EmbeddingPass(nn.Module):
                 f"The model's first module is {type(transformer).__name__}, expected a sentence-transformers "
                 "Transformer. Load it with codiemb.backbones.load()."
             )
+        if token_budget is None:
+            token_budget = _CPU_TOKEN_BUDGET if model.device.type == "cpu" else _GPU_TOKEN_BUDGET
         if token_budget < 1 or graph_budget < 0:
             raise ValueError(
                 f"token_budget={token_budget}, graph_budget={graph_budget}, expected at least 1 and 0 tokens."
@@ -327,9 +331,7 @@ class EmbeddingPass(nn.Module):
 
     # -- bulk encoding -------------------------------------------------------------------------------------------
 
-    def encode(
-        self, texts: Iterable[PromptedText], *, on_progress: Callable[[int], None] | None = None
-    ) -> np.ndarray:
+    def encode(self, texts: Iterable[PromptedText], *, on_progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Embed many texts without gradients; tokenisation runs ahead in a thread.
 
         Args:

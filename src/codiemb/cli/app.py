@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -41,6 +42,9 @@ def _options(
 
 def main() -> None:
     """Run the command; what a user can mend ends with a message and exit status 2, not a traceback."""
+    # Threads that wait for each other spin less before they sleep: on a busy machine, spinning ones keep the one they
+    # wait for off its core. Read by libgomp when torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     _register()
     try:
         app()

@@ -144,7 +144,9 @@ class Recipe(Section):
     max_steps: PositiveInt | None = Field(None, description="optimizer steps, in place of epochs")
     accumulation: PositiveInt = Field(1, description="batches of one data set that make up an optimizer step")
     max_length: PositiveInt | None = Field(None, description="tokens a text is cut to; null: the model's limit")
-    token_budget: PositiveInt = Field(4096, description="padded tokens of one forward pass")
+    token_budget: PositiveInt | None = Field(
+        None, description="padded tokens of one forward pass; null: 2048 on a CPU, else 16384"
+    )
     graph_budget: NonNegativeInt = Field(
         8192, description="padded tokens whose activations may be kept instead of computed twice"
     )
