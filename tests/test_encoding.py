@@ -65,7 +65,7 @@ def test_plan_chunks(lengths, budget):
     assert [lengths[row] for row in order] == sorted(lengths)
     sizes = [len(chunk) * max(lengths[row] for row in chunk) for chunk in chunks]
     assert all(size <= budget or len(chunk) == 1 for size, chunk in zip(sizes, chunks, strict=True))
-    for chunk, following in zip(chunks, chunks[1:], strict=False):  # no chunk ends while the next text would fit
+    for chunk, following in pairwise(chunks):  # no chunk ends while the next text would fit
         assert (len(chunk) + 1) * lengths[following[0]] > budget
 
 
