@@ -2,6 +2,7 @@
 
 import threading
 import weakref
+from itertools import pairwise
 
 import numpy as np
 import pytest
