@@ -3,12 +3,14 @@
 import struct
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from transformers import AutoTokenizer
 
 from codiemb import bundled
 
@@ -151,3 +153,32 @@ def test_the_real_model_gives_the_vectors_it_gave():
     texts = ["一个男人在弹吉他。", "有人在演奏吉他。", "A man is playing the guitar.", "股市今天大跌。"]
     cosines = model.similarity(*[model.encode(texts, prompt_name="query")] * 2)
     torch.testing.assert_close(cosines[0], torch.tensor([1.0, 0.9383, 0.8466, 0.8329]), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("Hello world", [0, 35378, 8999, 2]),  # as XLM-RoBERTa, whose tokenizer it is
+        ("Ｈｅｌｌｏ   world ", [0, 35378, 8999, 2]),  # full width, runs of spaces and their end are normalised
+        ("你好", [0, 6, 124084, 2]),
+        ("", [0, 2]),
+    ],
+)
+def test_the_real_tokenizer_gives_the_published_ids(text, ids):
+    assert real_tokenizer()(text)["input_ids"] == ids
+
+
+def test_the_real_tokenizer_has_a_row_for_every_id():
+    tokenizer = real_tokenizer()
+    assert len(tokenizer) == tokenizer.mask_token_id + 1 == 250002
+    assert tokenizer.convert_tokens_to_ids(["<s>", "<pad>", "</s>", "<unk>"]) == [0, 1, 2, 3]
+    assert tokenizer("a" * 5000, truncation=True)["input_ids"][-1] == tokenizer.eos_token_id
+
+
+def test_the_unpacked_files_can_be_read_by_others(tiny):
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in (tiny[0] / "model").rglob("*"))
+
+
+@lru_cache
+def real_tokenizer():
+    return AutoTokenizer.from_pretrained(bundled.bundled_model())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import constants, get_session
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -38,7 +39,7 @@ def load(
         attention: implementation in transformers; its default if None.
         dropout: sets every dropout rate of the network; None keeps them.
     Raises:
-        ModelError: no such model, a directory with missing files, or a device that is not there.
+        ModelError: no such model, a directory with missing or damaged files, or a device that is not there.
     """
     if name == "bundled":
         from codiemb.bundled import bundled_model
@@ -54,9 +55,15 @@ def load(
     model_kwargs: dict[str, Any] = {"dtype": torch.float32}
     if attention is not None:
         model_kwargs["attn_implementation"] = attention
+    local = path.is_dir() or not _hub_answers()
     try:
-        config_kwargs = None if dropout is None else _dropout_settings(str(name), dropout)
-        return SentenceTransformer(str(name), device=device, model_kwargs=model_kwargs, config_kwargs=config_kwargs)
+        return SentenceTransformer(
+            str(name),
+            device=device,
+            local_files_only=local,
+            model_kwargs=model_kwargs,
+            config_kwargs=None if dropout is None else _dropout_settings(str(name), dropout, local),
+        )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(
             f"{name}: cannot be loaded: {error}\nGive a complete sentence-transformers directory, a hub id "
@@ -100,7 +107,7 @@ def _check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].partition(". ")[0]
         raise ModelError(f"device {device!r} cannot be used here: {reason}. Use device 'cpu'.") from error
 
 
@@ -110,16 +117,27 @@ def _check_directory(path: Path) -> None:
             f"{path}: holds neither modules.json nor config.json, so it is not a model directory. "
             f"It holds: {', '.join(sorted(child.name for child in path.iterdir())[:8]) or 'nothing'}."
         )
+    if (path / "config_sentence_transformers.json").is_file() and not (path / "modules.json").is_file():
+        raise ModelError(f"{path}: modules.json, which says how tokens are pooled, is missing. Save the model again.")
     weights = [*path.rglob("*.safetensors"), *path.rglob("*.bin"), *path.rglob("*.onnx"), *path.rglob("*.gguf")]
     if not weights:
         raise ModelError(f"{path}: has a configuration but no weights (*.safetensors). Copy or save the model again.")
 
 
-def _dropout_settings(name: str, dropout: float) -> dict[str, float]:
+def _hub_answers() -> bool:
+    """Asked once: left to itself, the hub's client retries for a minute where there is no network."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # of requests or httpx, as the hub's version has it
+        return False
+    return True
+
+
+def _dropout_settings(name: str, dropout: float, local: bool) -> dict[str, float]:
     """Every dropout rate that the model's configuration has, set to `dropout`."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(name)
+    config = AutoConfig.from_pretrained(name, local_files_only=local)
     rates = [
         key
         for key, value in config.to_dict().items()
