@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
+from tiny_models import assemble
 
 from codiemb import backbones
 from codiemb.encoding import EmbeddingPass
@@ -142,3 +144,20 @@ def test_a_gpu_that_is_not_there_is_refused(tiny_model_directory):
     for device in ("cuda", "cuda:1", "abacus"):
         with pytest.raises(backbones.ModelError, match=f"{device}.*Use device 'cpu'"):
             backbones.load(tiny_model_directory, device=device)
+
+
+@pytest.mark.parametrize("mode", ["mean", "cls", "lasttoken", "weightedmean"])
+def test_saved_names_are_those_that_other_engines_read(encoder_directory, tmp_path, mode):
+    model = assemble(encoder_directory, mode, include_prompt=False)
+    backbones.save(model, tmp_path, InstructionTemplate())
+    types = [entry["type"] for entry in json.loads((tmp_path / "modules.json").read_text())]
+    assert types[:2] == ["sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling"]
+    pooling = json.loads((tmp_path / "1_Pooling" / "config.json").read_text())
+    flag = {"cls": "cls_token", "lasttoken": "lasttoken"}.get(mode, f"{mode}_tokens")
+    assert [key for key, value in pooling.items() if value is True] == [f"pooling_mode_{flag}"]
+    again = SentenceTransformer(str(tmp_path), device="cpu")
+    assert again[1].pooling_mode == mode
+    assert not again[1].include_prompt
+    assert again.max_seq_length == model.max_seq_length
+    texts = ["怎么在家做酸面包？", "short"]
+    np.testing.assert_array_equal(again.encode(texts, prompt="query: "), model.encode(texts, prompt="query: "))

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import constants, get_session
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
 from codiemb.prompts import InstructionTemplate
 
@@ -74,7 +74,7 @@ def load(
 def template_of(model: SentenceTransformer, directory: str | Path | None = None) -> InstructionTemplate:
     """The template a model was trained with: the saved one, else its own query and document prompts."""
     if directory is not None and (path := Path(directory) / TEMPLATE_FILE).is_file():
-        return InstructionTemplate(**json.loads(path.read_text(encoding="utf-8"))["template"])
+        return InstructionTemplate(**_read_json(path)["template"])
     prompts = model.prompts or {}
     return InstructionTemplate(query=prompts.get("query") or "", document=prompts.get("document") or "")
 
@@ -94,8 +94,48 @@ def set_prompts(model: SentenceTransformer, template: InstructionTemplate, pool_
 def save(model: SentenceTransformer, directory: Path, template: InstructionTemplate) -> None:
     """Write the model as a plain sentence-transformers directory, the template beside it."""
     model.save_pretrained(str(directory), create_model_card=False)
+    _write_common_names(model, directory)
     content = {"template": template.to_dict(), "pools_prompt": pools_prompt(model)}
-    (directory / TEMPLATE_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_json(directory / TEMPLATE_FILE, content)
+
+
+def _write_common_names(model: SentenceTransformer, directory: Path) -> None:
+    """Spell modules, pooling and length as every sentence-transformers version and other engines read them.
+
+    sentence-transformers 6.2 writes names that are new with it, and reads both.
+    """
+    modules = _read_json(directory / "modules.json")
+    for entry, module in zip(modules, model, strict=True):
+        if type(module) in (Transformer, Pooling, Normalize, Dense):
+            entry["type"] = f"sentence_transformers.models.{type(module).__name__}"
+        path = directory / entry["path"]
+        if type(module) is Pooling:
+            modes = (module.pooling_mode,) if isinstance(module.pooling_mode, str) else module.pooling_mode
+            flags = {f"pooling_mode_{flag}": mode in modes for mode, flag in _POOLING_FLAGS.items()}
+            width = {"word_embedding_dimension": module.embedding_dimension}
+            _write_json(path / "config.json", {**width, **flags, "include_prompt": module.include_prompt})
+        elif type(module) is Transformer and model.max_seq_length is not None:
+            config = path / "sentence_bert_config.json"
+            _write_json(config, {**_read_json(config), "max_seq_length": model.max_seq_length})
+    _write_json(directory / "modules.json", modules)
+
+
+_POOLING_FLAGS = {
+    "cls": "cls_token",
+    "mean": "mean_tokens",
+    "max": "max_tokens",
+    "mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "weightedmean": "weightedmean_tokens",
+    "lasttoken": "lasttoken",
+}
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def pools_prompt(model: SentenceTransformer) -> bool:
