@@ -12,23 +12,24 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from codiemb import backbones
+from codiemb import backbones, evaluation
 from codiemb.encoding import EmbeddingPass
 from codiemb.prompts import PromptedText
 from codiemb.training.recipe import parse_recipe
 from codiemb.training.run import TrainingReport, run
 
 REPORT_FILE = "report.json"
-QUERIES = ("洗衣机脱水时满屋子乱跑怎么办", "my phone is dead by lunchtime, what can I do")
+QUERY_IDS = ("q073", "q001")  # of the sample data's test part: one Chinese, one English
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Passages for a query, best first, with their cosines."""
+    """Passages for a query, best first, with their cosines; `relevant` marks the ones that answer it."""
 
     query: str
     passages: list[str]
     scores: list[float]
+    relevant: list[bool]
 
 
 @contextmanager
@@ -55,6 +56,7 @@ def run_demo(output: Path, *, seed: int = 42, console: Console | None = None) ->
                 "optimizer": {"learning_rate": 1e-4},
                 "checkpoints": {"every": 1000},  # a run of two minutes starts anew
                 "epochs": 2,
+                "dropout": 0.0,  # a quarter faster
                 "log_every": 5,
                 "seed": seed,
             }
@@ -70,17 +72,23 @@ def run_demo(output: Path, *, seed: int = 42, console: Console | None = None) ->
     return report
 
 
-def rank_sample_passages(model_directory: Path, queries: tuple[str, ...] = QUERIES, *, top: int = 4) -> list[Ranking]:
-    """Rank the passages of the sample data's test part for each query."""
-    with sample_data() as data, (data / "test" / "ir" / "corpus.jsonl").open(encoding="utf-8") as lines:
-        passages = [json.loads(line)["text"] for line in lines]
+def rank_sample_passages(
+    model_directory: Path, query_ids: tuple[str, ...] = QUERY_IDS, *, top: int = 4
+) -> list[Ranking]:
+    """Rank the passages of the sample data's test part for some of its queries."""
+    with sample_data() as data:
+        (task,) = evaluation.discover(data / "test" / "ir")
+    assert isinstance(task, evaluation.RetrievalTask)  # a BEIR folder
+    passages = [text.full for text in task.corpus.values()]
+    queries = [task.queries[query].full for query in query_ids]
     model = backbones.load(model_directory)
     template = backbones.template_of(model, model_directory)
     encoder = EmbeddingPass(model)
     documents = encoder.encode(PromptedText(template.prompt("document"), text) for text in passages)
     embedded = encoder.encode(PromptedText(template.prompt("query"), query) for query in queries)
     rankings = []
-    for query, scores in zip(queries, embedded @ documents.T, strict=True):
+    for query_id, query, scores in zip(query_ids, queries, embedded @ documents.T, strict=True):
         best = np.argsort(-scores)[:top]
-        rankings.append(Ranking(query, [passages[i] for i in best], [float(scores[i]) for i in best]))
+        relevant = [list(task.corpus)[i] in task.qrels[query_id] for i in best]
+        rankings.append(Ranking(query, [passages[i] for i in best], [float(scores[i]) for i in best], relevant))
     return rankings
