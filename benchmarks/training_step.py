@@ -3,7 +3,7 @@
 Same model, data, batch, precision, dropout, negatives and number of optimizer steps; each measurement in a process of
 its own, the two sides in turn. Queries have about 10 tokens, passages 50 to 400.
 
-    python benchmarks/training_step.py                              # batch 64 on both sides, memory at 64 and 1024
+    python benchmarks/training_step.py                              # batch 64 both sides, memory at 64, 1024: half an hour
     python benchmarks/training_step.py --batch 64 256 1024          # all on both sides: hours on two cores
 
 The last line on stdout is one JSON object.
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[64], help="measured on both sides")
     parser.add_argument("--memory-batch", type=int, default=1024, help="one step of codiemb alone, for its peak memory")
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
-    parser.add_argument("--steps", type=int, default=3, help="the first is warm-up")
+    parser.add_argument("--steps", type=int, default=2, help="the first is warm-up")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.precision == "auto":
