@@ -3,7 +3,7 @@
 Same model, data, batch, precision, dropout, negatives and number of optimizer steps; each measurement in a process of
 its own, the two sides in turn. Queries have about 10 tokens, passages 50 to 400.
 
-    python benchmarks/training_step.py                              # batch 64 both sides, memory at 64, 1024: half an hour
+    python benchmarks/training_step.py                              # batch 64 on both sides, then memory: half an hour
     python benchmarks/training_step.py --batch 64 256 1024          # all on both sides: hours on two cores
 
 The last line on stdout is one JSON object.
