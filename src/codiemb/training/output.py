@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from codiemb.evaluation.report import to_json, write_json
 from codiemb.training.recipe import Recipe
 from codiemb.training.trainer import checkpoint_step
 
@@ -96,7 +97,7 @@ class RunDirectory:
             return dict(json.loads(path.read_text(encoding="utf-8")))
         content = make()
         if write:
-            _write_whole(path, _to_json(content))
+            write_json(path, content)
         return content
 
     def publish(self, save_model: Callable[[Path], None], card: str, report: Mapping[str, Any]) -> None:
@@ -105,7 +106,7 @@ class RunDirectory:
         try:
             save_model(scratch)
             (scratch / "README.md").write_text(card, encoding="utf-8")
-            (scratch / REPORT_FILE).write_text(_to_json(report), encoding="utf-8")
+            (scratch / REPORT_FILE).write_text(to_json(report), encoding="utf-8")
             for path in sorted(scratch.iterdir(), key=lambda path: path.name == REPORT_FILE):
                 target = self.path / path.name
                 if target.is_dir():
@@ -142,10 +143,6 @@ def _changes(then: Any, now: Any, key: str = "") -> Iterator[str]:
             yield from _changes(then.get(name), now.get(name), f"{key}.{name}".lstrip("."))
     elif then != now and key != "output":
         yield f"{key}: {then} then, {now} now"
-
-
-def _to_json(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _write_whole(path: Path, text: str) -> None:
