@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,34 +43,66 @@ def load(
     Raises:
         ModelError: no such model, a directory with missing or damaged files, or a device that is not there.
     """
-    if name == "bundled":
-        from codiemb.bundled import bundled_model
+    with explained(name):
+        return SentenceTransformer(**arguments(name, device=device, attention=attention, dropout=dropout))
 
-        name = bundled_model()
-    path = Path(name)
-    if device is not None:
-        _check_device(device)
-    if path.is_dir():
-        _check_directory(path)
-    elif len(path.parts) > 2 or str(name).startswith((".", "/", "~")):
-        raise ModelError(f"{name}: there is no such directory. Give a model directory, a hub id, or 'bundled'.")
-    model_kwargs: dict[str, Any] = {"dtype": torch.float32}
-    if attention is not None:
-        model_kwargs["attn_implementation"] = attention
-    local = path.is_dir() or not _hub_answers()
+
+@contextmanager
+def explained(name: object) -> Iterator[None]:
+    """Turn what can go wrong while the model `name` is loaded into a `ModelError`."""
     try:
-        return SentenceTransformer(
-            str(name),
-            device=device,
-            local_files_only=local,
-            model_kwargs=model_kwargs,
-            config_kwargs=None if dropout is None else _dropout_settings(str(name), dropout, local),
-        )
+        yield
+    except ModelError:
+        raise
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(
             f"{name}: cannot be loaded: {error}\nGive a complete sentence-transformers directory, a hub id "
             "(with the network or a filled hub cache), or 'bundled'."
         ) from error
+
+
+def arguments(
+    name: str | Path,
+    *,
+    device: str | None = None,
+    attention: Attention | None = None,
+    dropout: float | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """What `SentenceTransformer` has to be called with to get the model `name`; arguments as of `load`.
+
+    Args:
+        options: further arguments of `SentenceTransformer`, which win over what follows from the others.
+    """
+    path = resolve(name)
+    if device is not None:
+        check_device(device)
+    if path.is_dir():
+        _check_directory(path)
+    elif len(path.parts) > 2 or str(name).startswith((".", "/", "~")):
+        raise ModelError(f"{name}: there is no such directory. Give a model directory, a hub id, or 'bundled'.")
+    local = path.is_dir() or not _hub_answers()
+    model_kwargs: dict[str, Any] = {"dtype": torch.float32}
+    if attention is not None:
+        model_kwargs["attn_implementation"] = attention
+    config_kwargs = {} if dropout is None else _dropout_settings(str(path), dropout, local)
+    return {
+        "model_name_or_path": str(path),
+        "device": device,
+        "local_files_only": local,
+        **options,
+        "model_kwargs": {**model_kwargs, **(options.get("model_kwargs") or {})},
+        "config_kwargs": {**config_kwargs, **(options.get("config_kwargs") or {})},
+    }
+
+
+def resolve(name: str | Path) -> Path:
+    """The directory of `bundled`; any other name as it is."""
+    if name != "bundled":
+        return Path(name)
+    from codiemb.bundled import bundled_model
+
+    return bundled_model()
 
 
 def template_of(model: SentenceTransformer, directory: str | Path | None = None) -> InstructionTemplate:
@@ -143,7 +177,8 @@ def pools_prompt(model: SentenceTransformer) -> bool:
     return all(module.include_prompt for module in model if isinstance(module, Pooling))
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raise a `ModelError` that says why, if `device` cannot be used on this machine."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
