@@ -59,12 +59,14 @@ def _register() -> None:
     from codiemb.cli.data import data_app
     from codiemb.cli.demo import demo_command
     from codiemb.cli.evaluate import evaluate_command
+    from codiemb.cli.fuse import fuse_command
     from codiemb.cli.train import train_command
 
     commands: dict[str, Callable[..., Any]] = {
         "demo": demo_command,
         "train": train_command,
         "evaluate": evaluate_command,
+        "fuse": fuse_command,
     }
     for name, command in commands.items():
         app.command(name)(command)
