@@ -470,3 +470,73 @@ def test_a_model_without_a_transformer_is_an_error():
     model = SentenceTransformer(modules=[StaticEmbedding(byte_bpe_tokenizer(), embedding_dim=8)], device="cpu")
     with pytest.raises(ValueError, match="first module is StaticEmbedding"):
         EmbeddingPass(model)
+
+
+def test_rows_of_a_chunk_are_limited():
+    lengths = [3, 3, 3, 3, 3]
+    assert [len(chunk) for chunk in plan_chunks(lengths, 1000, max_rows=2)] == [2, 2, 1]
+    assert [len(chunk) for chunk in plan_chunks(lengths, 6, max_rows=4)] == [2, 2, 1]
+
+
+def memory_for(encoder, monkeypatch, tokens, fail):
+    """Make every pass over more than `tokens` padded tokens fail; returns the sizes that were tried."""
+    tried = []
+    embed = encoder._embed_chunk
+
+    def limited(input_ids, mask, prompts):
+        tried.append(input_ids.numel())
+        if input_ids.numel() > tokens:
+            fail()
+        return embed(input_ids, mask, prompts)
+
+    monkeypatch.setattr(encoder, "_embed_chunk", limited)
+    return tried
+
+
+def gpu_is_full():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def cpu_is_full():
+    torch.empty(2**60, dtype=torch.uint8)  # the allocator's own error
+
+
+@pytest.mark.parametrize("fail", [gpu_is_full, cpu_is_full])
+def test_where_memory_does_not_suffice_the_budget_is_halved(tiny_model, monkeypatch, caplog, fail):
+    texts = [PromptedText("", text) for text in [*TEXTS, *(text * 2 for text in TEXTS)]]
+    expected = EmbeddingPass(tiny_model, precision=torch.float32).encode(texts)
+    encoder = EmbeddingPass(tiny_model, precision=torch.float32, token_budget=4096)
+    tried = memory_for(encoder, monkeypatch, 300, fail)
+    caplog.set_level("WARNING")
+    np.testing.assert_allclose(encoder.encode(texts), expected, atol=1e-6)
+    assert encoder.token_budget <= 300
+    assert sum(size > 300 for size in tried) <= 3  # halved from what failed, and not once more for each chunk left
+    assert [record.message for record in caplog.records if "memory" in record.message] == [
+        f"There is not enough memory for {tried[0]} tokens at once; going on with token_budget={tried[0] // 2}."
+    ]
+    tried.clear()
+    encoder.encode(texts)
+    assert max(tried) <= 300  # what was learnt is kept
+
+
+def test_a_single_text_that_does_not_fit_is_an_error_that_says_what_to_do(tiny_model, monkeypatch):
+    encoder = EmbeddingPass(tiny_model, precision=torch.float32)
+    memory_for(encoder, monkeypatch, 5, gpu_is_full)
+    with pytest.raises(torch.OutOfMemoryError, match=r"single text of \d+ tokens.*\n?.*Lower max_length, now 64"):
+        encoder.encode([PromptedText("", TEXTS[1])])
+
+
+def test_other_errors_of_the_network_are_not_taken_for_full_memory(tiny_model, monkeypatch):
+    encoder = EmbeddingPass(tiny_model, precision=torch.float32)
+    monkeypatch.setattr(encoder, "_embed_chunk", lambda *_: (_ for _ in ()).throw(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        encoder.encode([PromptedText("", text) for text in TEXTS])
+
+
+def test_half_characters_and_million_character_texts(tiny_model):
+    encoder = EmbeddingPass(tiny_model, precision=torch.float32)
+    long = "".join(TEXTS) * 4000
+    batch = encoder.tokenize([PromptedText("query: ", text) for text in ("a\ud83db", "a\ufffdb", long)])
+    assert batch.input_ids[0] == batch.input_ids[1]
+    assert batch.input_ids[2] == tiny_model.tokenizer("query: " + long, truncation=True, max_length=64)["input_ids"]
+    assert batch.truncated == 1

@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from codiemb.prompts import PromptedText
+from codiemb.texts import leading_part, without_lone_surrogates
 
 logger = logging.getLogger(__name__)
 
@@ -80,18 +81,19 @@ class Embeddings(NamedTuple):
     middle: Tensor | None
 
 
-def plan_chunks(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+def plan_chunks(lengths: Sequence[int], token_budget: int, max_rows: int | None = None) -> list[list[int]]:
     """Cut the texts, shortest first, into chunks of at most `token_budget` padded tokens.
 
     Args:
         lengths: tokens of each text.
         token_budget: rows x longest row of a chunk stays within it; a longer text is a chunk of its own.
+        max_rows: texts of a chunk; as many as the budget allows if None.
     Returns: indices into `lengths`, the longest texts in the last chunk.
     """
     chunks: list[list[int]] = []
     current: list[int] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if current and (len(current) + 1) * lengths[index] > token_budget:
+        if current and ((len(current) + 1) * lengths[index] > token_budget or len(current) == max_rows):
             chunks.append(current)
             current = []
         current.append(index)
@@ -155,6 +157,7 @@ class EmbeddingPass(nn.Module):
         self.graph_budget = graph_budget
         self.max_length = max_length or limit
         self.precision = precision or best_precision(model.device)[0]
+        self._memory_was_short = False
         self._prompt_tokens: dict[str, int] = {}
         model.tokenizer.truncation_side = "right"
         self.middle_layer = middle_layer
@@ -186,7 +189,7 @@ class EmbeddingPass(nn.Module):
             ValueError: the prompt leaves no room for a text.
         """
         if prompt not in self._prompt_tokens:
-            ids = self.tokenizer(prompt, add_special_tokens=True)["input_ids"]
+            ids = self.tokenizer(without_lone_surrogates(prompt), add_special_tokens=True)["input_ids"]
             count = len(ids) - bool(ids and ids[-1] in self.tokenizer.all_special_ids)
             room = (self.max_length or len(ids) + 3) - len(ids)
             if prompt and room < 2:
@@ -206,14 +209,11 @@ class EmbeddingPass(nn.Module):
         strings = [text.prompt + text.text for text in distinct]
         if not strings:
             return TokenBatch([], [], torch.empty(0, dtype=torch.int64), 0)
-        encoded = self.tokenizer(
-            strings,
-            truncation=self.max_length is not None,
-            max_length=self.max_length,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )
+        try:
+            encoded = self._cut_to_length(strings)
+        except (TypeError, UnicodeError):  # how tokenizers refuse half a character
+            strings = [without_lone_surrogates(string) for string in strings]
+            encoded = self._cut_to_length(strings)
         input_ids = encoded["input_ids"]
         truncated = sum(
             len(ids) == self.max_length and bool(encoded.encodings is None or encoded.encodings[row].overflowing)
@@ -221,24 +221,37 @@ class EmbeddingPass(nn.Module):
         )
         return TokenBatch(input_ids, prompt_lengths, torch.tensor(inverse, dtype=torch.int64), truncated)
 
+    def _cut_to_length(self, strings: list[str]) -> Any:
+        limit = self.max_length
+        if limit is not None:
+            strings = [leading_part(string, limit, self._all_tokens) for string in strings]
+        return self.tokenizer(
+            strings,
+            truncation=limit is not None,
+            max_length=limit,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+
+    def _all_tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+
     # -- embedding -----------------------------------------------------------------------------------------------
 
-    def forward(self, batch: TokenBatch) -> Embeddings:
+    def forward(self, batch: TokenBatch, max_rows: int | None = None) -> Embeddings:
         """Embed a batch. With gradients enabled, the graph is bounded as described in the module's docstring.
 
+        Args:
+            max_rows: texts of one forward pass; as many as the token budget allows if None.
         Returns: row i belongs to text i of the texts that were tokenised.
         """
         lengths = [len(ids) for ids in batch.input_ids]
-        chunks = plan_chunks(lengths, self.token_budget)
-        first_kept = self._first_kept_chunk(chunks, lengths) if torch.is_grad_enabled() else 0
-        outputs: list[tuple[Tensor, ...]] = []
-        for position, chunk in enumerate(chunks):
-            inputs = self._pad([batch.input_ids[row] for row in chunk])
-            prompts = tuple(batch.prompt_lengths[row] for row in chunk)
-            if position < first_kept:
-                outputs.append(checkpoint(self._embed_chunk, *inputs, prompts, use_reentrant=False))
-            else:
-                outputs.append(self._embed_chunk(*inputs, prompts))
+        chunks = plan_chunks(lengths, self.token_budget, max_rows)
+        if torch.is_grad_enabled():
+            outputs = self._embed_with_graph(batch, chunks, lengths)
+        else:
+            chunks, outputs = self._embed_within_memory(batch, chunks, lengths)
         if not outputs:
             return Embeddings(torch.zeros(0, self.dimension, device=self.model.device), None)
         order = torch.tensor([row for chunk in chunks for row in chunk])
@@ -247,6 +260,61 @@ class EmbeddingPass(nn.Module):
         rows = position_of[batch.inverse].to(self.model.device)
         joined = [torch.cat(parts)[rows] for parts in zip(*outputs, strict=True)]
         return Embeddings(joined[0], joined[1] if self.middle_layer is not None else None)
+
+    def _embed_with_graph(
+        self, batch: TokenBatch, chunks: list[list[int]], lengths: list[int]
+    ) -> list[tuple[Tensor, ...]]:
+        first_kept = self._first_kept_chunk(chunks, lengths)
+        return [
+            checkpoint(self._embed_chunk, *self._inputs(batch, chunk), use_reentrant=False)
+            if position < first_kept
+            else self._embed_chunk(*self._inputs(batch, chunk))
+            for position, chunk in enumerate(chunks)
+        ]
+
+    def _embed_within_memory(
+        self, batch: TokenBatch, chunks: list[list[int]], lengths: list[int]
+    ) -> tuple[list[list[int]], list[tuple[Tensor, ...]]]:
+        """Embed the chunks; where memory does not suffice for one, halve the token budget and cut the rest anew.
+
+        Returns: the chunks as they were embedded, and their embeddings.
+        """
+        done: list[list[int]] = []
+        outputs: list[tuple[Tensor, ...]] = []
+        while len(done) < len(chunks):
+            chunk = chunks[len(done)]
+            tokens = len(chunk) * lengths[chunk[-1]]
+            try:
+                outputs.append(self._embed_chunk(*self._inputs(batch, chunk)))
+                done.append(chunk)
+                continue
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
+                if not _is_out_of_memory(error):
+                    raise
+                if len(chunk) == 1:
+                    raise torch.OutOfMemoryError(
+                        f"There is not enough memory for a single text of {tokens} tokens: "
+                        f"{str(error).partition(chr(10))[0]}\nLower max_length, now {self.max_length}."
+                    ) from error
+            # Only here are the failed pass's tensors free: inside `except`, its traceback holds them.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.token_budget = max(1, min(self.token_budget, tokens) // 2)
+            logger.log(
+                logging.INFO if self._memory_was_short else logging.WARNING,
+                "There is not enough memory for %d tokens at once; going on with token_budget=%d.",
+                tokens,
+                self.token_budget,
+            )
+            self._memory_was_short = True
+            rest = [row for later in chunks[len(done) :] for row in later]
+            cut = plan_chunks([lengths[row] for row in rest], self.token_budget, len(chunk))
+            chunks = [*done, *([rest[row] for row in rows] for rows in cut)]
+        return done, outputs
+
+    def _inputs(self, batch: TokenBatch, chunk: list[int]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+        prompts = tuple(batch.prompt_lengths[row] for row in chunk)
+        return *self._pad([batch.input_ids[row] for row in chunk]), prompts
 
     @property
     def dimension(self) -> int:
@@ -331,11 +399,18 @@ class EmbeddingPass(nn.Module):
 
     # -- bulk encoding -------------------------------------------------------------------------------------------
 
-    def encode(self, texts: Iterable[PromptedText], *, on_progress: Callable[[int], None] | None = None) -> np.ndarray:
+    def encode(
+        self,
+        texts: Iterable[PromptedText],
+        *,
+        max_rows: int | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
         """Embed many texts without gradients; tokenisation runs ahead in a thread.
 
         Args:
             texts: read once, in windows of 4096.
+            max_rows: texts of one forward pass; as many as the token budget allows if None.
             on_progress: called with the number of texts just embedded.
         Returns: (texts, dim) float32, in the order given; (0, dim) for no texts.
         """
@@ -347,7 +422,7 @@ class EmbeddingPass(nn.Module):
             with closing(self._tokenized_windows(texts)) as batches:
                 for batch in batches:
                     with torch.inference_mode():
-                        parts.append(self(batch).final.cpu().numpy())
+                        parts.append(self(batch, max_rows).final.cpu().numpy())
                     truncated += batch.truncated
                     if on_progress:
                         on_progress(len(batch.inverse))
@@ -369,6 +444,11 @@ class EmbeddingPass(nn.Module):
                     yield pending.result()
             if ahead is not None:
                 yield ahead.result()
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # A CPU's allocator has no error class of its own.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _hidden_layers(transformer: Transformer) -> nn.ModuleList:
