@@ -9,22 +9,27 @@ from pathlib import Path
 
 import numpy as np
 
-from codiemb.data.delimited import read_lines
-from codiemb.data.examples import DataError, Problem, RowError, Text
+from codiemb.data.examples import DataError, Text
 from codiemb.data.readers import TaskTable, read
 from codiemb.data.sources import DATA_SUFFIXES, REJECTED_SUFFIX
-from codiemb.evaluation.beir import is_beir, plain_text, read_beir
-from codiemb.evaluation.tasks import EvalTask, EvalType, PairTask, RerankingRow, RerankingTask, RetrievalTask
+from codiemb.evaluation.beir import is_beir, read_beir
+from codiemb.evaluation.tables import TABLE_SUFFIXES, read_table
+from codiemb.evaluation.tasks import (
+    AnyTask,
+    EvalTask,
+    EvalType,
+    LabelledTask,
+    LabelledType,
+    PairTask,
+    RerankingRow,
+    RerankingTask,
+    RetrievalTask,
+)
 
-_PAIR_SUFFIXES = (".tsv", ".tsv.gz", ".csv", ".csv.gz")
 _SUPPORTED = (
     "a BEIR folder (corpus.jsonl, queries.jsonl, qrels/*.tsv), scored pairs with a header (.tsv, .csv), or a file of "
     f"the unified format ({', '.join(DATA_SUFFIXES)})"
 )
-# Column names of scored pairs that are known wherever they stand; three columns of other names are taken in order.
-_FIRST = ("sentence1", "text1", "query", "question1")
-_SECOND = ("sentence2", "text2", "title", "passage", "document", "question2")
-_SCORE = ("score", "label", "relevance", "similarity")
 
 
 def discover(paths: str | Path | Sequence[str | Path], *, task_type: EvalType | None = None) -> list[EvalTask]:
@@ -38,7 +43,20 @@ def discover(paths: str | Path | Sequence[str | Path], *, task_type: EvalType | 
     Raises:
         DataError: a missing path, nothing to evaluate, or bad data, by file and line.
     """
-    found: list[tuple[Path, EvalTask]] = []
+    tasks: list[EvalTask] = []
+    for task in discover_all(paths, task_type=task_type):
+        if isinstance(task, LabelledTask):
+            raise DataError(
+                f"{task.source}: has rows of {task.type}, which this command does not evaluate. It evaluates ir, sts, "
+                "pair_classification and reranking; give a file of these, or with --as-mteb labelled texts too."
+            )
+        tasks.append(task)
+    return tasks
+
+
+def discover_all(paths: str | Path | Sequence[str | Path], *, task_type: EvalType | None = None) -> list[AnyTask]:
+    """As `discover`, and labelled texts: rows of classification and clustering, and tables of text and label."""
+    found: list[tuple[Path, AnyTask]] = []
     for path in [Path(paths)] if isinstance(paths, (str, Path)) else map(Path, paths):
         if not path.exists():
             raise DataError(f"{path}: no such file or directory; expected {_SUPPORTED}.")
@@ -50,7 +68,7 @@ def discover(paths: str | Path | Sequence[str | Path], *, task_type: EvalType | 
     return _with_unique_names(found)
 
 
-def _tasks_under(path: Path, task_type: EvalType | None) -> Iterator[tuple[Path, EvalTask]]:
+def _tasks_under(path: Path, task_type: EvalType | None) -> Iterator[tuple[Path, AnyTask]]:
     if is_beir(path) or path.parent.name == "qrels":
         if task_type in (None, "ir"):
             yield path, read_beir(path)
@@ -58,9 +76,8 @@ def _tasks_under(path: Path, task_type: EvalType | None) -> Iterator[tuple[Path,
         for child in sorted(path.iterdir()):
             if not child.name.startswith(".") and (child.is_dir() or _is_data(child)):
                 yield from _tasks_under(child, task_type)
-    elif path.name.endswith(_PAIR_SUFFIXES):
-        if task_type in (None, "sts"):
-            yield path, _read_pairs(path)
+    elif path.name.endswith(TABLE_SUFFIXES):
+        yield from ((path, task) for task in read_table(path) if task_type in (None, task.type))
     elif _is_data(path):
         for table in read(path):
             if task_type in (None, table.task_type):
@@ -70,10 +87,10 @@ def _tasks_under(path: Path, task_type: EvalType | None) -> Iterator[tuple[Path,
 
 
 def _is_data(path: Path) -> bool:
-    return path.name.endswith((*DATA_SUFFIXES, *_PAIR_SUFFIXES)) and not path.name.endswith(REJECTED_SUFFIX)
+    return path.name.endswith((*DATA_SUFFIXES, *TABLE_SUFFIXES)) and not path.name.endswith(REJECTED_SUFFIX)
 
 
-def _with_unique_names(found: list[tuple[Path, EvalTask]]) -> list[EvalTask]:
+def _with_unique_names(found: list[tuple[Path, AnyTask]]) -> list[AnyTask]:
     """Names that several tasks have get their folder's name, and if that is not enough their whole path."""
     names = [task.name for _, task in found]
     for longer in (
@@ -88,78 +105,16 @@ def _with_unique_names(found: list[tuple[Path, EvalTask]]) -> list[EvalTask]:
     return [replace(task, name=name) for name, (_, task) in zip(names, found, strict=True)]
 
 
-# -- scored pairs ----------------------------------------------------------------------------------------------------
-
-
-def _read_pairs(path: Path) -> PairTask:
-    pairs: list[tuple[Text, Text]] = []
-    scores: list[float] = []
-    columns: tuple[int, int, int] | None = None
-    for line in read_lines(path):
-        try:
-            if line.problem:
-                raise RowError("row", line.problem, "as many as in the header, separated by " + _separator(path))
-            if columns is None:
-                columns = _columns(path, line.fields)
-                continue
-            first, second, score = (line.fields[column] for column in columns)
-            scores.append(_number(score))
-            pairs.append((plain_text(first, "text 1"), plain_text(second, "text 2")))
-        except RowError as error:
-            problem = Problem(str(path), line.number, error.field, error.detail)
-            raise DataError(str(problem), [problem], 1) from None
-    empty = sum(not text.text.strip() for pair in pairs for text in pair)
-    name = next(path.name.removesuffix(suffix) for suffix in _PAIR_SUFFIXES if path.name.endswith(suffix))
-    return PairTask(name, str(path), pairs, np.array(scores, dtype=np.float64), {"empty_texts": empty})
-
-
-def _separator(path: Path) -> str:
-    return "commas" if ".csv" in path.suffixes else "tabs"
-
-
-def _columns(path: Path, header: list[str]) -> tuple[int, int, int]:
-    """The places of the two texts and the score: by name, else the only three columns in order."""
-    names = [name.strip().lower() for name in header]
-    chosen = [[i for i, name in enumerate(names) if name in known] for known in (_FIRST, _SECOND, _SCORE)]
-    if all(len(places) == 1 for places in chosen):
-        return chosen[0][0], chosen[1][0], chosen[2][0]
-    if len(names) != 3:
-        raise DataError(
-            f"{path}: {len(names)} columns by the first line, {header[:6]}. Expected a header and three columns "
-            f"(text, text, score), separated by {_separator(path)}, or columns named sentence1, sentence2 and score."
-        )
-    try:
-        float(header[2])
-    except ValueError:
-        return 0, 1, 2
-    raise DataError(
-        f"{path}: the first line has the score {header[2]!r}, expected a header: sentence1, sentence2, score."
-    )
-
-
-def _number(value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = np.nan
-    if not np.isfinite(number):
-        raise RowError("score", "not a score", "a finite number", value)
-    return number
-
-
 # -- the unified format ----------------------------------------------------------------------------------------------
 
 
-def _from_table(table: TaskTable) -> EvalTask:
+def _from_table(table: TaskTable) -> AnyTask:
     if table.task_type == "ir":
         return _retrieval(table)
     if table.task_type == "reranking":
         return _reranking(table)
-    if table.task_type not in ("sts", "pair_classification"):
-        raise DataError(
-            f"{table.source}: has rows of {table.task_type}, which this command does not evaluate. It evaluates ir, "
-            "sts, pair_classification and reranking; give a file of these."
-        )
+    if table.task_type == "classification" or table.task_type == "clustering":
+        return _labelled(table, table.task_type)
     rows = list(_rows(table))
     return PairTask(
         table.name,
@@ -212,3 +167,20 @@ def _reranking(table: TaskTable) -> RerankingTask:
             one_sided += 1
     counts = {"rejected_rows": table.rejected, "rows_without_negatives": one_sided}
     return RerankingTask(table.name, str(table.source), rows, counts)
+
+
+def _labelled(table: TaskTable, type_: LabelledType) -> LabelledTask:
+    """Each row's query with its label, which is its only positive."""
+    texts: list[Text] = []
+    labels: list[str] = []
+    several = 0
+    for query, positives, _, _ in _rows(table):
+        several += len(positives) > 1
+        texts.append(query)
+        labels.append(positives[0].full)
+    if several:
+        raise DataError(
+            f"{table.source}: {several} rows of {table.task_type} have several positives; expected one, the label."
+        )
+    counts = {"rejected_rows": table.rejected}
+    return LabelledTask(table.name, str(table.source), texts, labels, type_, counts)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from codiemb.data.examples import DataError, Text
 
 EvalType = Literal["ir", "sts", "pair_classification", "reranking"]
+LabelledType = Literal["classification", "clustering"]
+LABELLED_TYPES: tuple[LabelledType, ...] = get_args(LabelledType)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +109,28 @@ class RerankingTask:
         return replace(self, rows=[self.rows[i] for i in _sample(len(self.rows), n, seed)])
 
 
+@dataclass(frozen=True, eq=False)
+class LabelledTask:
+    """Texts with one label each. mteb scores these; `codiemb.evaluation.evaluate` does not."""
+
+    name: str
+    source: str
+    texts: Sequence[Text]
+    labels: Sequence[str]
+    type: LabelledType
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def sampled(self, n: int, seed: int) -> LabelledTask:
+        """At most `n` of the texts."""
+        chosen = _sample(len(self.texts), n, seed)
+        return replace(self, texts=[self.texts[i] for i in chosen], labels=[self.labels[i] for i in chosen])
+
+
 EvalTask = RetrievalTask | PairTask | RerankingTask
+AnyTask = EvalTask | LabelledTask
 
 
 def _sample(size: int, n: int, seed: int) -> np.ndarray:
