@@ -11,19 +11,24 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from codiemb.cli.evaluate_benchmark import Selection, choose_tasks, evaluate_tasks, list_tasks
+
 if TYPE_CHECKING:
     from codiemb.encoding import EmbeddingPass
     from codiemb.evaluation import EvalTask, Result
     from codiemb.prompts import InstructionTemplate
 
 
+_BENCHMARKS = "Benchmarks, scored by mteb"
+
+
 def evaluate_command(
-    model: str = typer.Argument(help="A model directory, a hub id, or 'bundled'."),
+    model: str = typer.Argument(None, help="A model directory, a hub id, or 'bundled'. Not needed with --list."),
     more_data: list[Path] = typer.Argument(None, metavar="[DATA]...", help="More data, as with --data."),
     data: list[Path] = typer.Option(
-        ..., "--data", help="BEIR folder, scored pairs (.tsv, .csv), unified file, or a folder of these; repeatable."
+        None, "--data", help="BEIR folder, scored pairs (.tsv, .csv), unified file, or a folder of these; repeatable."
     ),
-    output: Path = typer.Option(..., "--output", "-o", help="Directory for results.json."),
+    output: Path = typer.Option(None, "--output", "-o", help="Directory for results.json, or for mteb's results."),
     compare: str = typer.Option(None, "--compare", metavar="MODEL", help="Another model, to show side by side."),
     device: str = typer.Option(None, "--device", help="cpu, cuda, cuda:1, ...; the best there is by default."),
     precision: Literal["auto", "bf16", "fp32"] = typer.Option("auto", "--precision", help="auto: the faster one."),
@@ -35,21 +40,78 @@ def evaluate_command(
         False, "--ignore-identical-ids", help="Do not rank a document that has its query's id (ArguAna, Quora)."
     ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of tables."),
+    benchmark: str = typer.Option(
+        None, "--benchmark", metavar="NAME", help="All tasks of it: 'MTEB(cmn, v1)', ...", rich_help_panel=_BENCHMARKS
+    ),
+    task_names: list[str] = typer.Option(
+        None, "--tasks", metavar="NAMES", help="Only these tasks: LCQMC,STSB; repeatable.", rich_help_panel=_BENCHMARKS
+    ),
+    types: list[str] = typer.Option(
+        None, "--types", metavar="TYPES", help="Only tasks of these types: STS,Retrieval.", rich_help_panel=_BENCHMARKS
+    ),
+    languages: list[str] = typer.Option(
+        None, "--languages", metavar="CODES", help="Only tasks in these: cmn,eng.", rich_help_panel=_BENCHMARKS
+    ),
+    as_mteb: bool = typer.Option(
+        False,
+        "--as-mteb",
+        help="Score --data as mteb tasks, labelled texts too (as with any of the four above).",
+        rich_help_panel=_BENCHMARKS,
+    ),
+    instructions: Path = typer.Option(
+        None, "--instructions", help="JSON or YAML: task name to instruction.", rich_help_panel=_BENCHMARKS
+    ),
+    dataset_root: Path = typer.Option(
+        None, "--dataset-root", help="Data sets in DIR/<org>/<name>, no hub.", rich_help_panel=_BENCHMARKS
+    ),
+    name: str = typer.Option(
+        None, "--name", help="What results call the model (default: its path or id).", rich_help_panel=_BENCHMARKS
+    ),
+    list_only: bool = typer.Option(
+        False, "--list", help="Print the chosen tasks and whether their data is there.", rich_help_panel=_BENCHMARKS
+    ),
 ) -> None:
-    """Measure MODEL on local data: nDCG@10, MAP, MRR@10 and Recall@100, or Spearman and Pearson.
+    """Measure MODEL on local data (nDCG@10, MAP, MRR@10 and Recall@100, or Spearman and Pearson) or on benchmarks.
 
     \b
     codiemb evaluate bundled --data nfcorpus/ --data sts.tsv --output runs/base
     codiemb evaluate runs/mine --data held-out/*.jsonl --output runs/mine-scores --compare bundled
+    codiemb evaluate runs/mine --benchmark 'MTEB(cmn, v1)' --output benchmark
     """
+    paths = [*(data or []), *(more_data or [])]
+    selection = Selection(benchmark, _split(task_names), _split(types), _split(languages), paths)
+    by_mteb = as_mteb or selection.of_mteb
+    _check(by_mteb, model=model, output=output, paths=paths, compare=compare, template=template, list_only=list_only)
+    if by_mteb:
+        chosen_tasks = choose_tasks(selection, sample=sample, seed=seed, ignore_identical_ids=ignore_identical_ids)
+        if list_only:
+            list_tasks(chosen_tasks, dataset_root, as_json)
+            return
+        evaluate_tasks(
+            model,
+            chosen_tasks,
+            output,
+            name=name,
+            instructions=instructions,
+            dataset_root=dataset_root,
+            as_json=as_json,
+            device=device,
+            compute=precision,
+            max_length=max_length,
+            template=template,
+        )
+        return
+    if instructions or dataset_root or name:
+        raise ValueError(
+            "--instructions, --dataset-root and --name are for benchmarks. Choose tasks with --benchmark, --tasks, "
+            "--types or --languages, or score --data with --as-mteb."
+        )
     from codiemb.evaluation import discover, write_results
     from codiemb.evaluation.report import compare as compare_results
     from codiemb.evaluation.report import comparison_table, results_table, to_json, write_json
     from codiemb.prompts import TEMPLATES
 
-    if template is not None and template not in TEMPLATES:
-        raise ValueError(f"--template {template}: no such template; expected one of {', '.join(TEMPLATES)}.")
-    tasks = discover([*data, *(more_data or [])])
+    tasks = discover(paths)
     output.mkdir(parents=True, exist_ok=True)
 
     def measure(name: str) -> list[Result]:
@@ -76,6 +138,33 @@ def evaluate_command(
             console.print(results_table(results, model))
             console.print(comparison_table(comparison, arrows=console.is_terminal))
     Console(stderr=True).print(f"written to {output}", highlight=False, soft_wrap=True)
+
+
+def _check(
+    by_mteb: bool,
+    *,
+    model: str | None,
+    output: Path | None,
+    paths: Sequence[Path],
+    compare: str | None,
+    template: str | None,
+    list_only: bool,
+) -> None:
+    from codiemb.prompts import TEMPLATES
+
+    if not by_mteb and (list_only or not paths):
+        raise ValueError("Nothing to measure on. Give --data, or choose tasks with --benchmark, --tasks or --types.")
+    if by_mteb and compare:
+        raise ValueError("--compare is for local data without mteb. Compare result folders with `codiemb leaderboard`.")
+    if not list_only and (model is None or output is None):
+        raise ValueError(f"{'MODEL' if model is None else '--output'} is missing.")
+    if template is not None and template not in TEMPLATES:
+        raise ValueError(f"--template {template}: no such template; expected one of {', '.join(TEMPLATES)}.")
+
+
+def _split(values: list[str] | None) -> list[str]:
+    """Values that were given one by one or with commas."""
+    return [part.strip() for value in values or () for part in value.split(",") if part.strip()]
 
 
 def _load(

@@ -1,0 +1,315 @@
+"""Benchmarks: mteb's tasks and metrics on one model, resumable, one result file a task.
+
+Results lie in mteb's own layout, `OUTPUT/results/MODEL/REVISION/TASK.json` with `model_meta.json`, so
+`mteb.ResultCache(OUTPUT)` reads them. `tasks.jsonl` beside them has a line for each time a task ended: its type, which
+mteb does not know for local data, its prompts, and why it failed if it did.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+import logging
+import re
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import mteb
+from datasets import Dataset
+from mteb.abstasks import AbsTask
+from mteb.abstasks.aggregated_task import AbsTaskAggregate
+from mteb.get_tasks import TASK_LIST
+from mteb.languages import check_language_code
+from mteb.results import TaskResult
+
+from codiemb.evaluation import offline
+from codiemb.evaluation.mteb_model import InstructedEncoder
+from codiemb.prompts import Side
+
+logger = logging.getLogger(__name__)
+
+LOG_FILE = "tasks.jsonl"
+_DATALOADER_BATCH = 1024  # texts that mteb's dataloader hands over at a time; the text path makes batches of its own
+
+State = Literal["measured", "kept", "failed"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended.
+
+    Attributes:
+        type: as mteb names it.
+        state: `kept`: the result was there already.
+        score: mteb's score of the task, the mean of its main metric over splits and subsets; None if it failed.
+        main_metric: of mteb's many metrics, the one that counts.
+        seconds: this run spent on it.
+        prompts: by side; empty for a task that was not run.
+    """
+
+    task: str
+    type: str
+    state: State
+    score: float | None
+    main_metric: str
+    seconds: float
+    prompts: Mapping[Side, str]
+    error: str = ""
+
+
+# -- which tasks -----------------------------------------------------------------------------------------------------
+
+
+def task_names() -> set[str]:
+    """Names of all tasks that mteb has."""
+    return {task.metadata.name for task in TASK_LIST}
+
+
+def select(
+    benchmark: str | None = None,
+    *,
+    tasks: Sequence[str] = (),
+    types: Sequence[str] = (),
+    languages: Sequence[str] = (),
+) -> list[AbsTask]:
+    """mteb's tasks that meet all conditions given, in mteb's order.
+
+    Args:
+        benchmark: a name that mteb knows; None: all text tasks that it has.
+        tasks: by name; without a benchmark, any of mteb's.
+        types: `STS`, `Retrieval`, ... in any spelling of case and dashes.
+        languages: `cmn`, `eng-Latn`, ...; of a multilingual task only its parts in these.
+    Raises:
+        ValueError: an unknown name, with the nearest ones, or nothing left.
+    """
+    if benchmark is not None:
+        names = {alias: known for known in mteb.get_benchmarks() for alias in (known.name, *(known.aliases or ()))}
+        chosen = [copy.copy(task) for task in _named(names, benchmark, "benchmark").tasks]
+    elif tasks:
+        chosen = [cls() for cls in TASK_LIST if cls.metadata.name in tasks]
+    else:
+        chosen = list(mteb.get_tasks(modalities=["text"], exclusive_modality_filter=True))
+    by_name = {task.metadata.name: task for task in chosen}
+    if tasks:
+        known = by_name if benchmark else dict.fromkeys(task_names())
+        for name in tasks:
+            _named(known, name, f"task of {benchmark}" if benchmark else "task")
+        chosen = [by_name[name] for name in dict.fromkeys(tasks)]
+    if types:
+        spelled = {_plain(task.metadata.type): task.metadata.type for task in chosen}
+        wanted = {_named(spelled, _plain(type_), "type of the chosen tasks", shown=type_) for type_ in types}
+        chosen = [task for task in chosen if task.metadata.type in wanted]
+    if languages:
+        for code in languages:
+            check_language_code(code)
+        chosen = [task for task in chosen if _in_languages(task, languages)]
+    if not chosen:
+        raise ValueError(f"No task of {benchmark or 'mteb'} is of type {list(types)} and language {list(languages)}.")
+    return chosen
+
+
+_Named = TypeVar("_Named")
+
+
+def _named(known: Mapping[str, _Named], name: str, what: str, *, shown: str | None = None) -> _Named:
+    if name in known:
+        return known[name]
+    folded = {key.casefold(): key for key in known}
+    near = [folded[key] for key in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
+    hint = f"the nearest are {', '.join(near)}" if near else f"there are {', '.join(sorted(known)[:12])}, ..."
+    raise ValueError(f"{shown or name}: no such {what}; {hint}.")
+
+
+def _plain(type_: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", type_.lower())
+
+
+def _in_languages(task: AbsTask, languages: Sequence[str]) -> bool:
+    """Restrict `task` to its parts in these languages; whether there are any."""
+    try:
+        task.filter_languages(list(languages))
+    except ValueError:
+        return False
+    return True
+
+
+# -- running ---------------------------------------------------------------------------------------------------------
+
+
+def run(
+    encoder: InstructedEncoder,
+    tasks: Iterable[AbsTask],
+    output: Path,
+    *,
+    dataset_root: Path | None = None,
+    on_start: Callable[[AbsTask], None] | None = None,
+) -> Iterator[Outcome]:
+    """Score a model on tasks, each result written before the next task starts.
+
+    A task whose result is there, of the same model, settings and data, is kept. A task that fails is recorded with its
+    error, and the rest go on.
+
+    Args:
+        dataset_root: where data sets lie in the layout of `codiemb.evaluation.offline`; None: mteb loads them from
+            the hub or its cache.
+        on_start: called before each task that is run.
+    """
+    cache = mteb.ResultCache(output)
+    log = result_folder(output, encoder) / LOG_FILE
+    for task in tasks:
+        started = time.monotonic()
+        name, metadata = task.metadata.name, task.metadata
+        kept, score, error, trace = False, None, "", ""
+        try:
+            if dataset_root is not None and not task.data_loaded:
+                task = offline.attach(task, dataset_root)
+            metadata = task.metadata  # mteb restores the published one when it unloads the data
+            result = _earlier(cache, encoder, task)
+            kept = result is not None and not result.get_missing_evaluations(task)
+            if result is None or not kept:
+                if on_start:
+                    on_start(task)
+                result = _evaluate(encoder, task, cache, fresh=result is None)
+            score = float(result.validate_and_filter_scores(task).get_score())
+        except Exception as failure:
+            error, trace = f"{type(failure).__name__}: {failure}", traceback.format_exc()
+            logger.debug("%s failed", name, exc_info=True)
+        outcome = Outcome(
+            name,
+            metadata.type,
+            "failed" if error else "kept" if kept else "measured",
+            score,
+            metadata.main_score,
+            time.monotonic() - started,
+            encoder.prompts.get(name, {}),
+            error,
+        )
+        if not kept:
+            date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            _append(log, {**asdict(outcome), "data": metadata.dataset, "date": date, "traceback": trace})
+        yield outcome
+
+
+def result_folder(output: Path, encoder: InstructedEncoder) -> Path:
+    """Where the results of this model with these settings lie."""
+    return Path(mteb.ResultCache(output).get_task_result_path("any", encoder.mteb_model_meta).parent)
+
+
+def _earlier(cache: mteb.ResultCache, encoder: InstructedEncoder, task: AbsTask) -> TaskResult | None:
+    """The result there is, whole or in part, if it was measured on the same data."""
+    try:
+        result = cache.load_task_result(task.metadata.name, encoder.mteb_model_meta)
+    except (ValueError, KeyError):  # half a file, of a run that was killed
+        return None
+    return result if result is not None and result.is_mergeable(task) else None
+
+
+def _evaluate(encoder: InstructedEncoder, task: AbsTask, cache: mteb.ResultCache, *, fresh: bool) -> TaskResult:
+    outcome = mteb.evaluate(
+        encoder,
+        task,
+        co2_tracker=False,
+        cache=cache,
+        overwrite_strategy="always" if fresh else "only-missing",
+        encode_kwargs={"batch_size": _DATALOADER_BATCH},
+        show_progress_bar=False,
+    )
+    if outcome.exceptions:  # a private data set that was not found
+        raise RuntimeError(outcome.exceptions[0].exception)
+    return outcome.task_results[0]
+
+
+def _append(file: Path, entry: Mapping[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+# -- how long it takes -----------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """Share of all characters embedded, and the time that the rest takes at the rate so far.
+
+    Sizes are mteb's statistics of its data sets, counted for local data; a task of unknown size counts as the mean of
+    the known ones. Longer texts than the model reads make the estimate too high, classifiers and clustering too low.
+    """
+
+    def __init__(self, tasks: Iterable[AbsTask]) -> None:
+        sizes = {task.metadata.name: characters(task) for task in tasks}
+        known = [size for size in sizes.values() if size]
+        mean = sum(known) / len(known) if known else 1.0
+        self._left = {name: float(size or mean) for name, size in sizes.items()}
+        self.total = sum(self._left.values())
+        self._read = 0.0
+        self._seconds = 0.0
+        self._current: tuple[str, float] | None = None
+
+    def start(self, task: str) -> None:
+        """A task begins to run."""
+        self._current = task, time.monotonic()
+
+    def advance(self, count: int) -> None:
+        """So many characters of the current task were embedded."""
+        self._read += count
+        if self._current:
+            name = self._current[0]
+            self._left[name] = max(self._left[name] - count, 0)
+
+    def end(self, task: str) -> None:
+        """A task has ended, run or not."""
+        self._left[task] = 0
+        if self._current:
+            self._seconds += time.monotonic() - self._current[1]
+            self._current = None
+
+    @property
+    def done(self) -> float:
+        """Characters that are no longer to be read, up to `total`."""
+        return self.total - sum(self._left.values())
+
+    @property
+    def seconds_left(self) -> float | None:
+        """None until something was embedded."""
+        seconds = self._seconds + (time.monotonic() - self._current[1] if self._current else 0)
+        return sum(self._left.values()) * seconds / self._read if self._read else None
+
+
+def characters(task: AbsTask) -> int | None:
+    """Characters of the texts that a task embeds, None if not known."""
+    if isinstance(task, AbsTaskAggregate):
+        parts = [characters(part) for part in task.metadata.tasks]
+        return None if None in parts else sum(part for part in parts if part)
+    if task.data_loaded:
+        return sum(_text_lengths(task.dataset))
+    stats: Any = task.metadata.descriptive_stats
+    if stats is None or not set(task.eval_splits) <= stats.keys():
+        return None
+    total = 0
+    for split in task.eval_splits:
+        of_subsets = stats[split].get("hf_subset_descriptive_stats", {})
+        chosen = [of_subsets[subset] for subset in task.hf_subsets if subset in of_subsets] or [stats[split]]
+        total += sum(
+            value["total_text_length"]
+            for part in chosen
+            for key, value in part.items()
+            if key.endswith("_statistics") and value and "total_text_length" in value
+        )
+    return total or None
+
+
+def _text_lengths(data: Any) -> Iterator[int]:
+    if isinstance(data, Dataset):
+        for column in data.column_names:
+            if column != "id" and data.features[column].dtype == "string":
+                yield from map(len, data[column])
+    elif isinstance(data, Mapping):
+        for part in data.values():
+            if isinstance(part, (Dataset, Mapping)):
+                yield from _text_lengths(part)
