@@ -32,7 +32,7 @@ def write_examples(examples: Iterable[Example], path: Path) -> int:
         DataError: the name has another suffix, or there is no example.
     """
     check_output(path)
-    with _replacing(path) as partial:
+    with replacing(path) as partial:
         count = (_write_parquet if path.name.endswith(".parquet") else _write_jsonl)(examples, partial, path)
         if not count:
             raise DataError(f"{path}: not written, since there are no rows to write.")
@@ -92,7 +92,8 @@ def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
+    """A name in the same directory to write to; it becomes `path` at the end, or is removed after an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:

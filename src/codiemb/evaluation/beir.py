@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from codiemb.data.delimited import read_lines
+from codiemb.data.documents import document_text, plain_string
 from codiemb.data.examples import DataError, Problem, RowError, Text
 from codiemb.data.sources import raw_rows
 from codiemb.evaluation.tasks import RetrievalTask
-
-DOCUMENT_TEXT = "title and text on two lines, unless the text starts with the title"
 
 _SPLITS = ("test", "dev")  # the first of them that is there is taken
 
@@ -50,13 +49,7 @@ def plain_text(value: object, field: str) -> Text:
     Raises:
         RowError: not a string, or not UTF-8.
     """
-    if not isinstance(value, str):
-        raise RowError(field, "not a text", "a string", value)
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise RowError(field, "not valid UTF-8", "a text without lone surrogates", value) from None
-    return Text("", "", value)
+    return Text("", "", plain_string(value, field))
 
 
 def _json_file(folder: Path, name: str) -> Path:
@@ -102,11 +95,9 @@ def _id_and_text(row: object) -> tuple[str, Text]:
     id_ = row.get("_id")
     if type(id_) not in (str, int):
         raise RowError("_id", "missing" if id_ is None else "not an id", "a string", *([] if id_ is None else [id_]))
-    text = plain_text(row.get("text"), "text")
-    title = plain_text(row.get("title") or "", "title").text
-    if title and not text.text.startswith(title):
-        text = Text("", "", f"{title}\n{text.text}" if text.text else title)
-    return str(id_), text
+    text = plain_string(row.get("text"), "text")
+    title = plain_string(row.get("title") or "", "title")
+    return str(id_), Text("", "", document_text(title, text))
 
 
 def _read_qrels(path: Path, queries: Mapping[str, Text], corpus: Mapping[str, Text]) -> Qrels:

@@ -14,9 +14,9 @@ import numpy as np
 from torch import nn
 
 import codiemb
+from codiemb.data.documents import DOCUMENT_TEXT
 from codiemb.data.examples import Text
 from codiemb.encoding import EmbeddingPass, TokenBatch
-from codiemb.evaluation.beir import DOCUMENT_TEXT
 from codiemb.evaluation.metrics import RANKING_DEPTH, TIES, correlations, rank_documents, ranking_metrics, unit
 from codiemb.evaluation.tasks import EvalTask, EvalType, PairTask, RerankingTask, RetrievalTask
 from codiemb.prompts import InstructionTemplate, PromptedText, Side

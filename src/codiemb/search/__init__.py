@@ -1,0 +1,18 @@
+"""Search by meaning: an index of documents on disk, and the index of vectors beneath it."""
+
+from codiemb.search.documents import Answers, DocumentIndex, Hit, Manifest
+from codiemb.search.vectors import FLAT_LIMIT, HNSW_LIMIT, KINDS, Kind, SearchIndexError, VectorIndex, choose_kind
+
+__all__ = [
+    "FLAT_LIMIT",
+    "HNSW_LIMIT",
+    "KINDS",
+    "Answers",
+    "DocumentIndex",
+    "Hit",
+    "Kind",
+    "Manifest",
+    "SearchIndexError",
+    "VectorIndex",
+    "choose_kind",
+]
