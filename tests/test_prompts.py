@@ -14,6 +14,7 @@ from codiemb.prompts import TEMPLATES, InstructionTemplate
         ("e5-instruct", "Instruct: Find answers\nQuery: ", ""),
         ("bge-zh", "为这个句子生成表示以用于检索相关文章：", ""),
         ("qwen3", "Instruct: Find answers\nQuery:", ""),
+        ("minicpm", "Instruction: Find answers Query: ", ""),
     ],
 )
 def test_named_templates(name, query, document):
@@ -23,13 +24,20 @@ def test_named_templates(name, query, document):
 
 
 def test_every_named_template_is_tested():
-    assert set(TEMPLATES) == {"none", "youtu", "e5", "e5-instruct", "bge-zh", "qwen3"}
+    assert set(TEMPLATES) == {"none", "youtu", "e5", "e5-instruct", "bge-zh", "qwen3", "minicpm"}
 
 
 def test_a_side_with_a_placeholder_has_no_prompt_without_an_instruction():
     template = InstructionTemplate(query="Do: {instruction}\n", document="passage: ")
     assert template.prompt("query") == ""
     assert template.prompt("document") == "passage: "
+
+
+def test_a_default_instruction_is_for_queries_without_one():
+    template = InstructionTemplate("Do: {instruction}\n", "{instruction}: ", default="search")
+    assert template.prompt("query") == "Do: search\n"
+    assert template.prompt("query", "sort") == "Do: sort\n"
+    assert template.prompt("document") == ""
 
 
 def test_braces_in_an_instruction_stay_as_they_are():

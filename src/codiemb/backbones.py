@@ -1,29 +1,40 @@
-"""From a name to sentence-transformers modules: a hub id, a local directory, or `bundled`."""
+"""From a name to sentence-transformers modules: a hub id, a local directory, a GGUF file, or `bundled`.
+
+A published model keeps what its configuration says. A bare network, which has no `modules.json`, gets mean pooling and
+unit length, and a decoder among them is made to read both ways. All of this is saved with the model, so that plain
+sentence-transformers loads the same.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import constants, get_session
+import transformers
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from transformers import PreTrainedModel
 
-from codiemb.prompts import InstructionTemplate
+from codiemb.model_source import WHAT_TO_GIVE, ModelError, ModelSource, check_device, find
+from codiemb.prompts import TEMPLATES, InstructionTemplate
+
+__all__ = ["Attention", "ModelError", "load", "pools_prompt", "save", "set_prompts", "template_of"]
 
 Attention = Literal["eager", "sdpa", "flash_attention_2"]
 
 TEMPLATE_FILE = "codiemb.json"
 """Beside a saved model: the instruction template, which sentence-transformers' `prompts` cannot hold."""
 
-
-class ModelError(ValueError):
-    """A model that cannot be loaded; the message says what to do."""
+# Architectures of one family of embedding models each, whose saved prompts show no template or another one.
+_FAMILY_TEMPLATES: Mapping[str, str] = {"youtu": "youtu", "minicpm": "minicpm"}
+_INSTRUCTED = re.compile(r"(?P<before>Instruct(ion)?: )(?P<instruction>.+?)(?P<after>\s*Query:\s*)", re.DOTALL)
 
 
 def load(
@@ -32,19 +43,27 @@ def load(
     device: str | None = None,
     attention: Attention | None = None,
     dropout: float | None = None,
+    bidirectional: bool | None = None,
 ) -> SentenceTransformer:
     """Load a sentence-transformers model, float32, as its own configuration says.
 
     Args:
-        name: `bundled` (multilingual-e5-small), a directory, or a hub id.
+        name: `bundled` (multilingual-e5-small), a directory, a GGUF file, or a hub id.
         device: as torch names it; the best there is if None.
         attention: implementation in transformers; its default if None.
         dropout: sets every dropout rate of the network; None keeps them.
+        bidirectional: whether each token sees the later ones too. If None, as a published model says, and yes for a
+            bare decoder; one that shall stay causal is pooled at its last token.
     Raises:
-        ModelError: no such model, a directory with missing or damaged files, or a device that is not there.
+        ModelError: no such model, a directory with missing or damaged files, a device that is not there, or a network
+            that cannot read as `bidirectional` asks.
     """
     with explained(name):
-        return SentenceTransformer(**arguments(name, device=device, attention=attention, dropout=dropout))
+        source = find(name)
+        options = arguments(source, device=device, attention=attention, dropout=dropout)
+        model = SentenceTransformer(**options)
+        complete(model, source, bidirectional)
+    return model
 
 
 @contextmanager
@@ -52,65 +71,135 @@ def explained(name: object) -> Iterator[None]:
     """Turn what can go wrong while the model `name` is loaded into a `ModelError`."""
     try:
         yield
-    except ModelError:
+    except (ModelError, ModuleNotFoundError):
         raise
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ModelError(
-            f"{name}: cannot be loaded: {error}\nGive a complete sentence-transformers directory, a hub id "
-            "(with the network or a filled hub cache), or 'bundled'."
-        ) from error
+        raise ModelError(f"{name}: cannot be loaded: {error}\n{WHAT_TO_GIVE}") from error
 
 
 def arguments(
-    name: str | Path,
+    source: ModelSource,
     *,
     device: str | None = None,
     attention: Attention | None = None,
     dropout: float | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """What `SentenceTransformer` has to be called with to get the model `name`; arguments as of `load`.
+    """What `SentenceTransformer` has to be called with to get the model at `source`; arguments as of `load`.
 
     Args:
         options: further arguments of `SentenceTransformer`, which win over what follows from the others.
     """
-    path = resolve(name)
     if device is not None:
         check_device(device)
-    if path.is_dir():
-        _check_directory(path)
-    elif len(path.parts) > 2 or str(name).startswith((".", "/", "~")):
-        raise ModelError(f"{name}: there is no such directory. Give a model directory, a hub id, or 'bundled'.")
-    local = path.is_dir() or not _hub_answers()
-    model_kwargs: dict[str, Any] = {"dtype": torch.float32}
+    everywhere = {} if source.gguf is None else {"gguf_file": source.gguf}
+    model_kwargs: dict[str, Any] = {"dtype": torch.float32, **everywhere}
     if attention is not None:
         model_kwargs["attn_implementation"] = attention
-    config_kwargs = {} if dropout is None else _dropout_settings(str(path), dropout, local)
+    if source.gguf is not None and hasattr(transformers, "GgufConfig"):  # older versions always unpack
+        model_kwargs["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    rates = {} if dropout is None else _dropout_settings(source, dropout)
     return {
-        "model_name_or_path": str(path),
         "device": device,
-        "local_files_only": local,
         **options,
+        "model_name_or_path": source.path,
+        "local_files_only": source.local,
         "model_kwargs": {**model_kwargs, **(options.get("model_kwargs") or {})},
-        "config_kwargs": {**config_kwargs, **(options.get("config_kwargs") or {})},
+        "config_kwargs": {**everywhere, **rates, **(options.get("config_kwargs") or {})},
+        "processor_kwargs": {**everywhere, **(options.get("processor_kwargs") or {})},
     }
 
 
-def resolve(name: str | Path) -> Path:
-    """The directory of `bundled`; any other name as it is."""
-    if name != "bundled":
-        return Path(name)
-    from codiemb.bundled import bundled_model
+def complete(model: SentenceTransformer, source: ModelSource, bidirectional: bool | None) -> None:
+    """Decide what a bare network leaves open, and turn a network as `bidirectional` asks; in place."""
+    network = model[0].model if isinstance(model[0], Transformer) else None
+    if not isinstance(network, PreTrainedModel):  # a graph of onnxruntime or OpenVINO is fixed
+        return
+    if source.gguf is not None:
+        _forget_quantization(network)
+    bare = source.bare
+    if not bare and bidirectional is None:
+        return
+    both_ways = bidirectional is not False
+    if _reads_both_ways(network) != both_ways:
+        for config in {id(c): c for c in (network.config, network.config.get_text_config())}.values():
+            config.is_causal = not both_ways
+        if _reads_both_ways(network) != both_ways:
+            wanted = "both ways" if both_ways else "one way only"
+            raise ModelError(
+                f"{source.path}: {type(network).__name__} cannot be made to read {wanted}: it does not follow "
+                f"`is_causal` in its configuration. Load it with bidirectional={not both_ways}."
+            )
+    if bare:
+        pooling = next(module for module in model if isinstance(module, Pooling))
+        pooling.pooling_mode = "mean" if both_ways else "lasttoken"
+        model.append(Normalize())
+        if model.tokenizer.pad_token is None:  # plain sentence-transformers cannot make batches without one
+            model.tokenizer.pad_token = model.tokenizer.eos_token or model.tokenizer.unk_token
 
-    return bundled_model()
+
+def positions(model: SentenceTransformer) -> int | None:
+    """Tokens that the network can read, special ones included; None where nothing limits it."""
+    network = model[0].model
+    limit = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    for name, module in network.named_modules() if isinstance(network, PreTrainedModel) else ():
+        # RoBERTa's kind counts positions from the padding index on.
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None and limit:
+            return limit - module.padding_idx - 1
+    return limit if isinstance(limit, int) and limit > 0 else None
 
 
-def template_of(model: SentenceTransformer, directory: str | Path | None = None) -> InstructionTemplate:
-    """The template a model was trained with: the saved one, else its own query and document prompts."""
-    if directory is not None and (path := Path(directory) / TEMPLATE_FILE).is_file():
-        return InstructionTemplate(**_read_json(path)["template"])
+def _reads_both_ways(network: PreTrainedModel) -> bool:
+    """Try it: whether another last token changes the state of the first one."""
+    ids = (
+        torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=network.device) % network.config.get_text_config().vocab_size
+    )
+    training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            states = network(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    finally:
+        network.train(training)
+    return not torch.equal(states[0, 0], states[1, 0])
+
+
+def _forget_quantization(network: PreTrainedModel) -> None:
+    """The weights of a GGUF file are unpacked; what says otherwise would keep the model from being saved."""
+    network.hf_quantizer = None
+    network.is_quantized = False
+    for config in (network.config, network.config.get_text_config()):
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+
+
+def template_of(model: SentenceTransformer, name: str | Path | ModelSource | None = None) -> InstructionTemplate:
+    """The template a model was trained with.
+
+    That is, the first there is of: the one saved with it (`codiemb.json`); the one of its architecture, if that is the
+    one of a family of embedding models and no other prompts are saved; the one that its saved query prompt is made
+    with, as in Qwen3-Embedding's `Instruct: ...\\nQuery:`; its saved query and document prompts as they are.
+
+    Args:
+        name: where the model is; without it, the saved template cannot be found.
+    """
+    if name is not None and (file := (name if isinstance(name, ModelSource) else find(name)).file(TEMPLATE_FILE)):
+        return InstructionTemplate(**_read_json(file)["template"])
     prompts = model.prompts or {}
-    return InstructionTemplate(query=prompts.get("query") or "", document=prompts.get("document") or "")
+    query, document = prompts.get("query") or "", prompts.get("document") or ""
+    instructed = _INSTRUCTED.fullmatch(query)
+    family = _FAMILY_TEMPLATES.get(_model_type(model))
+    if family is not None and not document and (not query or instructed):
+        return replace(TEMPLATES[family], default=instructed["instruction"] if instructed else "")
+    if instructed:
+        query = f"{instructed['before']}{{instruction}}{instructed['after']}"
+        return InstructionTemplate(query=query, document=document, default=instructed["instruction"])
+    return InstructionTemplate(query=query, document=document)
+
+
+def _model_type(model: SentenceTransformer) -> str:
+    config = getattr(getattr(model[0], "model", None), "config", None)
+    return getattr(config, "model_type", "")
 
 
 def set_prompts(model: SentenceTransformer, template: InstructionTemplate, pool_prompt: bool | None) -> None:
@@ -128,6 +217,11 @@ def set_prompts(model: SentenceTransformer, template: InstructionTemplate, pool_
 def save(model: SentenceTransformer, directory: Path, template: InstructionTemplate) -> None:
     """Write the model as a plain sentence-transformers directory, the template beside it."""
     model.save_pretrained(str(directory), create_model_card=False)
+    write_common_files(model, directory, template)
+
+
+def write_common_files(model: SentenceTransformer, directory: Path, template: InstructionTemplate) -> None:
+    """Complete what sentence-transformers saved in `directory`: names that all engines read, and the template."""
     _write_common_names(model, directory)
     content = {"template": template.to_dict(), "pools_prompt": pools_prompt(model)}
     _write_json(directory / TEMPLATE_FILE, content)
@@ -177,42 +271,12 @@ def pools_prompt(model: SentenceTransformer) -> bool:
     return all(module.include_prompt for module in model if isinstance(module, Pooling))
 
 
-def check_device(device: str) -> None:
-    """Raise a `ModelError` that says why, if `device` cannot be used on this machine."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0].partition(". ")[0]
-        raise ModelError(f"device {device!r} cannot be used here: {reason}. Use device 'cpu'.") from error
-
-
-def _check_directory(path: Path) -> None:
-    if not any((path / file).is_file() for file in ("modules.json", "config.json")):
-        raise ModelError(
-            f"{path}: holds neither modules.json nor config.json, so it is not a model directory. "
-            f"It holds: {', '.join(sorted(child.name for child in path.iterdir())[:8]) or 'nothing'}."
-        )
-    if (path / "config_sentence_transformers.json").is_file() and not (path / "modules.json").is_file():
-        raise ModelError(f"{path}: modules.json, which says how tokens are pooled, is missing. Save the model again.")
-    weights = [*path.rglob("*.safetensors"), *path.rglob("*.bin"), *path.rglob("*.onnx"), *path.rglob("*.gguf")]
-    if not weights:
-        raise ModelError(f"{path}: has a configuration but no weights (*.safetensors). Copy or save the model again.")
-
-
-def _hub_answers() -> bool:
-    """Asked once: left to itself, the hub's client retries for a minute where there is no network."""
-    try:
-        get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # of requests or httpx, as the hub's version has it
-        return False
-    return True
-
-
-def _dropout_settings(name: str, dropout: float, local: bool) -> dict[str, float]:
+def _dropout_settings(source: ModelSource, dropout: float) -> dict[str, float]:
     """Every dropout rate that the model's configuration has, set to `dropout`."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(name, local_files_only=local)
+    gguf = {} if source.gguf is None else {"gguf_file": source.gguf}
+    config = AutoConfig.from_pretrained(source.path, local_files_only=source.local, **gguf)
     rates = [
         key
         for key, value in config.to_dict().items()

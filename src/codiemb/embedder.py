@@ -13,7 +13,9 @@ Prompts. Every method reads at most one prompt, in this order:
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, cast
 
@@ -27,6 +29,7 @@ from typing_extensions import Unpack
 from codiemb import backbones
 from codiemb.encoding import EmbeddingPass
 from codiemb.instructions import instruction_for
+from codiemb.model_source import check_device, find
 from codiemb.prompts import TEMPLATES, InstructionTemplate, PromptedText, Side
 
 logger = logging.getLogger(__name__)
@@ -80,6 +83,8 @@ class LLMEmbeddingModel(SentenceTransformer):
         device: as torch names it; the best there is if None.
         attention: implementation in transformers; its default if None.
         template: how instructions become prompts, by name or itself; None takes the model's own.
+        bidirectional: whether each token sees the later ones; if None, as a published model says, and yes for a bare
+            decoder.
         compute: `bf16` autocast, `fp32`, or the faster of both on the device.
         max_length: tokens a text is cut to, prompt and special tokens included, up to what the network reads; the
             model's own limit if None.
@@ -89,7 +94,7 @@ class LLMEmbeddingModel(SentenceTransformer):
         options: further arguments of `SentenceTransformer`: `revision`, `token`, `trust_remote_code`, `model_kwargs`...
     Raises:
         ModelError: the model cannot be loaded, or the device is not there.
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or an unknown template.
     """
 
     def __init__(
@@ -99,6 +104,7 @@ class LLMEmbeddingModel(SentenceTransformer):
         device: str | None = None,
         attention: backbones.Attention | None = None,
         template: str | InstructionTemplate | None = None,
+        bidirectional: bool | None = None,
         compute: Compute = "auto",
         max_length: int | None = None,
         token_budget: int | None = None,
@@ -106,20 +112,28 @@ class LLMEmbeddingModel(SentenceTransformer):
         backend: Literal["torch", "onnx", "openvino"] = "torch",
         **options: Any,
     ) -> None:
-        with backbones.explained(name):
-            super().__init__(
-                **backbones.arguments(
-                    name, device=device, attention=attention, truncate_dim=truncate_dim, backend=backend, **options
-                )
-            )
+        _check_choices(template, compute, max_length, token_budget, truncate_dim)
+        if isinstance(name, SentenceTransformer):
+            super().__init__(**_shared(name, device, truncate_dim), **options)
+            own = getattr(name, "template", None) or backbones.template_of(name)
+        else:
+            with backbones.explained(name):
+                source = find(name, **options)
+                loading = {"attention": attention, "truncate_dim": truncate_dim, "backend": backend, **options}
+                super().__init__(**backbones.arguments(source, device=device, **loading))
+                backbones.complete(self, source, bidirectional)
+            own = backbones.template_of(self, source)
+        self._instruction_is_lost = False
         self.compute = compute
         self.token_budget = token_budget
-        if template is None:
-            self.template = backbones.template_of(self, backbones.resolve(name))
-        else:
-            self.template = template if isinstance(template, InstructionTemplate) else TEMPLATES[template]
+        self.template: InstructionTemplate = own
+        if template is not None:
+            self.template = TEMPLATES[template] if isinstance(template, str) else template
             backbones.set_prompts(self, self.template, None)
         if max_length is not None:
+            limit = backbones.positions(self)
+            if limit is not None and max_length > limit:
+                raise ValueError(f"max_length={max_length}, but the network reads at most {limit} tokens.")
             self.max_seq_length = max_length
 
     @property
@@ -163,11 +177,42 @@ class LLMEmbeddingModel(SentenceTransformer):
         instruction: str | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Embed texts that have no sides, or with a prompt of your own."""
+        """Embed texts that have no sides, or with a prompt of your own.
+
+        Args:
+            inputs: a text, or any number of them.
+            prompt_name: a key of the model's `prompts`.
+            prompt: the prompt itself.
+            batch_size: at most so many texts in one forward pass; None lets the token budget alone decide.
+            show_progress_bar: None shows one where sentence-transformers logs at level INFO.
+            output_value: `token_embeddings` or None (everything) instead of one vector a text, by the slower path of
+                sentence-transformers.
+            precision: `int8` and `uint8` scale each dimension to its range over these texts, `binary` and `ubinary`
+                pack signs, 8 to a byte, as sentence-transformers does.
+            convert_to_numpy: False gives a list of tensors.
+            convert_to_tensor: one tensor, on the model's device.
+            device: where to run; several run one process each, for many texts.
+            normalize_embeddings: unit length, after truncation.
+            truncate_dim: keep this many leading dimensions; None keeps those of the model.
+            pool: processes of `start_multi_process_pool`.
+            chunk_size: texts that a process takes at once.
+            instruction: a text or a task's name, read as on the query side.
+            kwargs: as sentence-transformers takes them: `task`, `processing_kwargs`.
+        Returns: (texts, dim), or (dim,) for a single text; (0, dim) for none.
+        Raises:
+            TypeError: an input is not a text; the message has its index.
+            ValueError: the instruction contradicts the prompt, resembles a task's name, or leaves no room for a text.
+            ModelError: the device is not there.
+
+        What has no characters (an empty text, white space) is embedded from the special tokens around it; where the
+        prompt is not pooled and there are none, it is zeros. Half a character (a lone surrogate) is read as U+FFFD.
+        """
         single = isinstance(inputs, str)
-        texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        texts = [inputs] if isinstance(inputs, str) else _texts(inputs)
         if instruction is not None:
             prompt = self._instructed("query", instruction, prompt_name, prompt)
+        for name in [device] if isinstance(device, str) else device or ():
+            check_device(name)
         if not texts and output_value == "sentence_embedding":
             return self._no_vectors(precision, truncate_dim, convert_to_numpy, convert_to_tensor)
         return super().encode(
@@ -257,31 +302,93 @@ class LLMEmbeddingModel(SentenceTransformer):
                 f"instruction={instruction!r} was given together with prompt={prompt!r} and "
                 f"prompt_name={prompt_name!r}. Give either the instruction or the prompt."
             )
+        if instruction and not self.template.reads_instruction and not self._instruction_is_lost:
+            self._instruction_is_lost = True
+            logger.warning(
+                "The instruction is not read: this model's template %s has no place for one.", self.template.to_dict()
+            )
         return self.prompt_for(side, instruction)
 
-    def _no_vectors(self, precision: str, truncate_dim: int | None, as_numpy: bool, as_tensor: bool) -> Any:
-        dimension = int(self.get_embedding_dimension() or 0)
-        dimension = min(truncate_dim or dimension, dimension)
+    def _no_vectors(self, precision: Precision, truncate_dim: int | None, as_numpy: bool, as_tensor: bool) -> Any:
+        dimension = self._dimension(truncate_dim)
         if precision in ("binary", "ubinary"):
             dimension = -(-dimension // 8)
         vectors: np.ndarray = np.zeros((0, dimension), dtype=_EMPTY_TYPES[precision])
         if as_tensor:
-            return torch.from_numpy(vectors)
+            return torch.from_numpy(vectors).to(self.device)
         return vectors if as_numpy else []
+
+    def _dimension(self, truncate_dim: int | None) -> int:
+        with self.truncate_embeddings(truncate_dim or self.truncate_dim):
+            return int(self.get_embedding_dimension() or 0)
 
     @torch.inference_mode()
     def _inference(self, inputs: list[str], **options: Any) -> Any:
         """Where sentence-transformers runs the network, in this process or in one of a pool."""
+        max_rows = None if options["batch_size"] == _NO_LIMIT else options["batch_size"]
         if options["output_value"] != "sentence_embedding" or options.get("processing_kwargs"):
-            options["batch_size"] = min(options["batch_size"], 32)
-            return super()._inference(inputs, **options)
+            return super()._inference(inputs, **{**options, "batch_size": max_rows or 32})
         device = self._resolve_inference_device(options["device"])
-        prompt = options["prompt"] or ""
-        with tqdm(total=len(inputs), unit="text", disable=not options["show_progress_bar"]) as bar:
-            vectors = self.embedding_pass.encode(
-                (PromptedText(prompt, text) for text in inputs), on_progress=bar.update
-            )
-        embeddings = torch.from_numpy(vectors)[:, : options["truncate_dim"]]
+        prompt, truncate_dim = options["prompt"] or "", options["truncate_dim"]
+        texts = (PromptedText(prompt, text) for text in inputs)
+        with ExitStack() as stack:
+            if self.truncate_dim is not None and truncate_dim is not None and truncate_dim > self.truncate_dim:
+                stack.enter_context(self.truncate_embeddings(truncate_dim))
+            bar = stack.enter_context(tqdm(total=len(inputs), unit="text", disable=not options["show_progress_bar"]))
+            vectors = self.embedding_pass.encode(texts, max_rows=max_rows, on_progress=bar.update)
+        embeddings = torch.from_numpy(vectors)[:, :truncate_dim]
         if options["normalize_embeddings"]:
             embeddings = torch.nn.functional.normalize(embeddings, dim=1)
         return embeddings if options["save_to_cpu"] else embeddings.to(device)
+
+    # -- saving --------------------------------------------------------------------------------------------------
+
+    def save(self, path: str, *args: Any, **options: Any) -> None:
+        """Write a plain sentence-transformers directory, the template beside it."""
+        super().save(path, *args, **options)
+        backbones.write_common_files(self, Path(path), self.template)
+
+
+def _check_choices(
+    template: str | InstructionTemplate | None,
+    compute: str,
+    max_length: int | None,
+    token_budget: int | None,
+    truncate_dim: int | None,
+) -> None:
+    if isinstance(template, str) and template not in TEMPLATES:
+        raise ValueError(f"template={template!r} is unknown. There are: {', '.join(TEMPLATES)}.")
+    if compute not in _COMPUTE:
+        raise ValueError(f"compute={compute!r}, expected one of: {', '.join(_COMPUTE)}.")
+    for option, value in (("max_length", max_length), ("token_budget", token_budget), ("truncate_dim", truncate_dim)):
+        if value is not None and value < 1:
+            raise ValueError(f"{option}={value}, expected at least 1.")
+
+
+def _shared(model: SentenceTransformer, device: str | None, truncate_dim: int | None) -> dict[str, Any]:
+    """Arguments that give a model with the modules and settings of `model`."""
+    if device is not None:
+        check_device(device)
+    return {
+        "modules": OrderedDict(model.named_children()),
+        "device": device or str(model.device),
+        "prompts": dict(model.prompts),
+        "default_prompt_name": model.default_prompt_name,
+        "similarity_fn_name": model.similarity_fn_name,
+        "truncate_dim": truncate_dim or model.truncate_dim,
+        "backend": model.backend,
+    }
+
+
+def _texts(inputs: Iterable[str]) -> list[str]:
+    if isinstance(inputs, (bytes, Mapping)) or not isinstance(inputs, Iterable):
+        raise TypeError(f"inputs is {_shown(inputs)}, expected a text or a sequence of texts.")
+    texts = inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"inputs[{index}] is {_shown(text)}, expected a text (str).")
+    return texts
+
+
+def _shown(value: object) -> str:
+    return "None" if value is None else f"{str(value)[:40]!r} ({type(value).__name__})"

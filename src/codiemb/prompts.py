@@ -27,17 +27,20 @@ class InstructionTemplate:
     """Prompts of the two sides; `{instruction}` stands for the task's instruction.
 
     A side without the placeholder has the same prompt whatever the instruction is. A side with it has no prompt where
-    no instruction is given.
+    no instruction is given, unless the template has a default one, which is for queries.
     """
 
     query: str = ""
     document: str = ""
+    default: str = ""
 
     def prompt(self, side: Side, instruction: str = "") -> str:
         """The prompt for a text on `side`."""
         template = self.query if side == "query" else self.document
         if _PLACEHOLDER not in template:
             return template
+        if side == "query":
+            instruction = instruction or self.default
         return template.replace(_PLACEHOLDER, instruction) if instruction else ""
 
     @property
@@ -58,4 +61,5 @@ TEMPLATES: Mapping[str, InstructionTemplate] = {
     "e5-instruct": InstructionTemplate(query="Instruct: {instruction}\nQuery: "),
     "bge-zh": InstructionTemplate(query="为这个句子生成表示以用于检索相关文章："),
     "qwen3": InstructionTemplate(query="Instruct: {instruction}\nQuery:"),
+    "minicpm": InstructionTemplate(query="Instruction: {instruction} Query: "),
 }
