@@ -30,9 +30,9 @@ class CodiembEmbeddings(ModelSettings, Serializable, Embeddings):
             official API, with the credentials in the environment; or an instance of `LLMEmbeddingModel`,
             `TencentEmbeddingModel` or another `codiemb.interface.Embedder`.
         instruction: a task's name in `codiemb.instructions`, or a text that says what is searched for.
-        settings: template, device, attention, compute, max_length, token_budget, truncate_dim and backend as for
-            `LLMEmbeddingModel`, for a local model given by name; template and `api`, a mapping of options of
-            `TencentEmbeddingModel`, for one of the official API.
+        settings: template, device, attention, bidirectional, compute, max_length, token_budget, truncate_dim and
+            backend as for `LLMEmbeddingModel`, for a local model given by name; template and `api`, a mapping of
+            options of `TencentEmbeddingModel`, for one of the official API.
     Raises:
         ModelError, ValueError, TypeError: what cannot be used, and what can.
 

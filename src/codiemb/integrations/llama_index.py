@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ class CodiembEmbedding(ModelSettings, BaseEmbedding):
     def __init__(
         self, model: str | Path | Embedder | None = None, *, model_name: str | None = None, **settings: Any
     ) -> None:
+        settings.pop("class_name", None)  # of saved settings
         if model is None:
             model = model_name or "bundled"
         name = model_name or (str(model) if isinstance(model, str | Path) else type(model).__name__)
@@ -62,7 +64,8 @@ class CodiembEmbedding(ModelSettings, BaseEmbedding):
         super().model_post_init(context)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()  # LlamaIndex's leaves out what cannot be pickled
+        # LlamaIndex drops what cannot be pickled, from the object itself too: let it do so to a copy.
+        state: dict[str, Any] = BaseEmbedding.__getstate__(copy.copy(self))
         if "model" not in state["__dict__"]:
             raise TypeError(f"model is a {type(self.model).__name__}, which cannot be pickled. Give it by its name.")
         return state

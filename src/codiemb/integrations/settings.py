@@ -106,6 +106,7 @@ class ModelSettings(BaseModel):
     template: str | InstructionTemplate | None = Field(None, frozen=True)
     device: str | None = Field(None, frozen=True)
     attention: str | None = Field(None, frozen=True)
+    bidirectional: bool | None = Field(None, frozen=True)
     compute: Literal["auto", "bf16", "fp32"] | None = Field(None, frozen=True)
     max_length: PositiveInt | None = Field(None, frozen=True)
     token_budget: PositiveInt | None = Field(None, frozen=True)
