@@ -77,7 +77,8 @@ def test_tables_on_stdout_and_results_in_the_file(model, data, tmp_path):
         ("pairs", "sts", 12),
     ]
     for entry in results:
-        assert set(entry) == {"task", "type", "main_score", "metrics", "n", "settings"}
+        assert set(entry) == {"task", "type", "main_score", "metrics", "n", "settings", "interval"}
+        assert entry["interval"]["low"] <= entry["main_score"] <= entry["interval"]["high"]
         assert f"{100 * entry['main_score']:.2f}" in outcome.stdout
         assert entry["settings"]["model"] == model
         assert entry["settings"]["precision"] == "float32"
@@ -121,8 +122,16 @@ def test_two_models_side_by_side(model, other_model, data, tmp_path):
     assert task["main_score"]["difference"] == pytest.approx(mine["main_score"] - theirs["main_score"])
     assert f"{100 * task['main_score']['difference']:+.2f}" in outcome.stdout
     assert not set("▲▼\x1b") & set(outcome.stdout)
+    assert task["significance"]["verdict"] in ("better", "worse", "within chance")
+    assert theirs["interval"]["low"] <= theirs["main_score"] <= theirs["interval"]["high"]
+    gains = task["changes"]["gains"]
+    assert 0 < len(gains) <= 5
+    assert "pairs: what gained most" in outcome.stdout
+    assert gains[0]["texts"][1] in outcome.stdout
     outcome = evaluate(model, *arguments, "--compare", other_model, "--json")
     assert json.loads(outcome.stdout) == read(tmp_path / "compare.json")
+    evaluate(model, *arguments, "--compare", other_model, "--changes", 1)
+    assert read(tmp_path / "compare.json")["tasks"][0]["changes"]["gains"] == gains[:1]
 
 
 def bad_line(folder):

@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 
 from codiemb.evaluation import Result, summarise, write_results
-from codiemb.evaluation.report import compare, comparison_table, results_table
+from codiemb.evaluation.report import compare, comparison_table, results_table, verdicts
+from codiemb.evaluation.significance import differences, intervals
 
 
 def result(task, kind, score, **more):
@@ -99,3 +100,51 @@ def test_arrows_and_colour_are_for_terminals_only():
     assert "▼ -10.00" in shown
     assert "▲" not in shown
     assert "\x1b[31m" in shown
+
+
+def scored(task, values):
+    values = np.array(values)
+    score = float(values.mean())
+    return Result(task, "ir", score, {"ndcg_at_10": score}, len(values), {}, {"ndcg_at_10": values})
+
+
+def test_intervals_stand_in_the_file_and_the_table(tmp_path):
+    results = [scored("wiki", np.linspace(0, 1, 40)), scored("one", [0.5])]
+    found = intervals(results)
+    write_results(tmp_path / "results.json", results, found)
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content[0]["interval"] == found.tasks["wiki"].to_dict()
+    assert content[1]["interval"] is None
+    text = printed(results_table(results, "mine", found))
+    assert "95 % interval" in text
+    for interval in (found.tasks["wiki"], found.means["ir"]):
+        assert f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]" in text
+    (line,) = [line for line in text.splitlines() if "one" in line]
+    assert " - " in line
+
+
+def test_a_comparison_says_in_words_what_is_larger_than_chance():
+    rng = np.random.default_rng(0)
+    base = {name: rng.uniform(size=50) for name in ("wiki", "law", "news")}
+    step = {"wiki": 0.1, "law": 0.0, "news": -0.1}
+    mine = [scored(name, values + step[name] + 0.05 * rng.normal(size=50)) for name, values in base.items()]
+    others = [scored(name, values) for name, values in base.items()]
+    found = differences(mine, others)
+    comparison = compare(mine, others, ("mine", "base"), differences=found, other_intervals=intervals(others))
+    json.dumps(comparison, allow_nan=False)
+    by_name = {task["task"]: task["significance"] for task in comparison["tasks"]}
+    assert by_name["wiki"] == found.tasks["wiki"].to_dict()
+    assert comparison["summary"]["mean"]["significance"]["verdict"] == "within chance"
+    assert comparison["other_results"][0]["interval"]["level"] == 0.95
+    assert verdicts(comparison) == (
+        "Larger than chance (p < 0.05 after Holm's correction for 3 tasks): better in wiki; worse in news. "
+        "Within chance: law. The mean: within chance."
+    )
+    text = printed(comparison_table(comparison, arrows=True))
+    difference = found.tasks["wiki"]
+    assert f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]" in text
+    assert "<0.001" not in text  # the smallest p of 2000 resamples, times 3
+    assert "Larger than chance" in text
+    alone = [scored("one", [0.5])], [scored("one", [0.4])]
+    comparison = compare(*alone, ("mine", "base"), differences=differences(*alone))
+    assert "Too few queries" in printed(comparison_table(comparison, arrows=False))

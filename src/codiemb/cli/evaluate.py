@@ -30,12 +30,15 @@ def evaluate_command(
     ),
     output: Path = typer.Option(None, "--output", "-o", help="Directory for results.json, or for mteb's results."),
     compare: str = typer.Option(None, "--compare", metavar="MODEL", help="Another model, to show side by side."),
+    changes: int = typer.Option(
+        5, "--changes", metavar="N", min=0, help="With --compare: show the N pairs and queries that changed most."
+    ),
     device: str = typer.Option(None, "--device", help="cpu, cuda, cuda:1, ...; the best there is by default."),
     precision: Literal["auto", "bf16", "fp32"] = typer.Option("auto", "--precision", help="auto: the faster one."),
     max_length: int = typer.Option(None, "--max-length", min=1, help="Tokens a text is cut to; the model's limit."),
     template: str = typer.Option(None, "--template", metavar="NAME", help="Prompts to use instead of the model's own."),
     sample: int = typer.Option(None, "--sample", min=1, help="Use this many queries or pairs of each data set."),
-    seed: int = typer.Option(0, "--seed", min=0, help="Chooses the sample."),
+    seed: int = typer.Option(0, "--seed", min=0, help="Chooses the sample, and resamples for the intervals."),
     ignore_identical_ids: bool = typer.Option(
         False, "--ignore-identical-ids", help="Do not rank a document that has its query's id (ArguAna, Quora)."
     ),
@@ -107,8 +110,11 @@ def evaluate_command(
             "--types or --languages, or score --data with --as-mteb."
         )
     from codiemb.evaluation import discover, write_results
+    from codiemb.evaluation.changes import changes as changes_of
+    from codiemb.evaluation.changes_table import changes_report
     from codiemb.evaluation.report import compare as compare_results
-    from codiemb.evaluation.report import comparison_table, results_table, to_json, write_json
+    from codiemb.evaluation.report import comparison_table, results_json, results_table, to_json, write_json
+    from codiemb.evaluation.significance import differences, intervals
     from codiemb.prompts import TEMPLATES
 
     tasks = discover(paths)
@@ -122,21 +128,35 @@ def evaluate_command(
         )
 
     results = measure(model)
-    write_results(output / "results.json", results)
+    ranges = intervals(results, seed=seed)
+    write_results(output / "results.json", results, ranges)
     console = Console()
     if compare is None:
         if as_json:
-            print(to_json([result.to_dict() for result in results]), end="")
+            print(to_json(results_json(results, ranges)), end="")
         else:
-            console.print(results_table(results, model))
+            console.print(results_table(results, model, ranges))
     else:
-        comparison = compare_results(results, measure(compare), (model, compare))
+        others = measure(compare)
+        changed = {
+            task.name: changes_of(task, mine, theirs, most=changes)
+            for task, mine, theirs in zip(tasks, results, others, strict=True)
+        }
+        comparison = compare_results(
+            results,
+            others,
+            (model, compare),
+            differences=differences(results, others, seed=seed),
+            other_intervals=intervals(others, seed=seed),
+            changes=changed,
+        )
         write_json(output / "compare.json", comparison)
         if as_json:
             print(to_json(comparison), end="")
         else:
-            console.print(results_table(results, model))
+            console.print(results_table(results, model, ranges))
             console.print(comparison_table(comparison, arrows=console.is_terminal))
+            console.print(changes_report(changed, (model, compare)))
     Console(stderr=True).print(f"written to {output}", highlight=False, soft_wrap=True)
 
 

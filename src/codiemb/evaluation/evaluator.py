@@ -17,7 +17,7 @@ import codiemb
 from codiemb.data.documents import DOCUMENT_TEXT
 from codiemb.data.examples import Text
 from codiemb.encoding import EmbeddingPass, TokenBatch
-from codiemb.evaluation.metrics import RANKING_DEPTH, TIES, correlations, rank_documents, ranking_metrics, unit
+from codiemb.evaluation.metrics import RANKING_DEPTH, TIES, Ranking, correlations, rank_documents, ranking_metrics, unit
 from codiemb.evaluation.tasks import EvalTask, EvalType, PairTask, RerankingTask, RetrievalTask
 from codiemb.prompts import InstructionTemplate, PromptedText, Side
 
@@ -29,6 +29,9 @@ MAIN_METRICS: Mapping[EvalType, str] = {
     "pair_classification": "cosine_spearman",
     "reranking": "map",
 }
+
+GROUPS: Mapping[EvalType, str] = {"ir": "ir", "sts": "sts", "pair_classification": "sts", "reranking": "reranking"}
+"""Kinds of task that a summary averages together."""
 
 OnProgress = Callable[[int, int], None]
 _SHOWN_PROMPTS = 5
@@ -42,6 +45,8 @@ class Result:
         n: queries, pairs or rows that were scored.
         settings: everything the scores depend on, and what was counted on the way.
         values: for each metric of a ranking its value for each query or row, (n,); for pairs `cosine` and `score`.
+        ranks: for each query or row, the ids of the relevant documents that were ranked and their ranks, from 1; none
+            for pairs. A candidate of a row has its place as id, six digits.
     """
 
     task: str
@@ -51,6 +56,7 @@ class Result:
     n: int
     settings: dict[str, Any]
     values: dict[str, np.ndarray] = field(repr=False)
+    ranks: Sequence[Mapping[str, int]] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """As written to `results.json`."""
@@ -88,11 +94,11 @@ def evaluate(
     embedder = _Embedder(embedding_pass, template, on_progress)
     details: dict[str, Any]
     if isinstance(task, PairTask):
-        metrics, values, details = _score_pairs(embedder, task)
+        metrics, values, ranks, details = _score_pairs(embedder, task)
     elif isinstance(task, RetrievalTask):
-        metrics, values, details = _score_retrieval(embedder, task, ignore_identical_ids)
+        metrics, values, ranks, details = _score_retrieval(embedder, task, ignore_identical_ids)
     else:
-        metrics, values, details = _score_reranking(embedder, task)
+        metrics, values, ranks, details = _score_reranking(embedder, task)
     settings = {
         "model": model_name or embedding_pass.transformer.model.name_or_path,
         "data": task.source,
@@ -105,16 +111,18 @@ def evaluate(
         "sample": {"of": original_size, "seed": seed} if len(task) < original_size else None,
         "versions": _versions(),
     }
-    return Result(task.name, task.type, metrics[MAIN_METRICS[task.type]], metrics, len(task), settings, values)
+    main_score = metrics[MAIN_METRICS[task.type]]
+    return Result(task.name, task.type, main_score, metrics, len(task), settings, values, ranks)
 
 
-Scored = tuple[dict[str, float], dict[str, np.ndarray], dict[str, Any]]
+Ranks = list[dict[str, int]]
+Scored = tuple[dict[str, float], dict[str, np.ndarray], Ranks, dict[str, Any]]
 
 
 def _score_pairs(embedder: _Embedder, task: PairTask) -> Scored:
     vectors = embedder.embed([("query", text) for pair in task.pairs for text in pair], task.name)
     cosines = np.einsum("pd,pd->p", vectors[0::2], vectors[1::2], dtype=np.float64)
-    return correlations(cosines, task.scores, task.name), {"cosine": cosines, "score": task.scores}, {}
+    return correlations(cosines, task.scores, task.name), {"cosine": cosines, "score": task.scores}, [], {}
 
 
 def _score_retrieval(embedder: _Embedder, task: RetrievalTask, ignore_identical_ids: bool) -> Scored:
@@ -137,7 +145,7 @@ def _score_retrieval(embedder: _Embedder, task: RetrievalTask, ignore_identical_
         "ties": TIES,
         "ignore_identical_ids": ignore_identical_ids,
     }
-    return _means(values), values, details
+    return _means(values), values, _relevant_ranks(task.qrels, query_ids, rankings), details
 
 
 def _score_reranking(embedder: _Embedder, task: RerankingTask) -> Scored:
@@ -156,7 +164,17 @@ def _score_reranking(embedder: _Embedder, task: RerankingTask) -> Scored:
         start = stop
     values = ranking_metrics(qrels, list(qrels), rankings)
     values = {name: values[name] for name in ("map", "mrr_at_10", "ndcg_at_10")}
-    return _means(values), values, {"ties": "positives rank last among equal scores"}
+    ranks = _relevant_ranks(qrels, list(qrels), rankings)
+    return _means(values), values, ranks, {"ties": "positives rank last among equal scores"}
+
+
+def _relevant_ranks(
+    qrels: Mapping[str, Mapping[str, int]], query_ids: Sequence[str], rankings: Sequence[Ranking]
+) -> Ranks:
+    return [
+        {id_: rank for rank, id_ in enumerate(ranking, 1) if qrels[query_id].get(id_, 0) > 0}
+        for query_id, ranking in zip(query_ids, rankings, strict=True)
+    ]
 
 
 def _means(values: Mapping[str, np.ndarray]) -> dict[str, float]:

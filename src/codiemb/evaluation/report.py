@@ -13,10 +13,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from codiemb.evaluation.evaluator import MAIN_METRICS, Result
+from codiemb.evaluation.changes import Changes
+from codiemb.evaluation.evaluator import GROUPS, MAIN_METRICS, Result
+from codiemb.evaluation.significance import Differences, Interval, Intervals
 
-# Group of each task type, as in the summary, and the title of its table.
-_GROUPS = {"ir": "ir", "sts": "sts", "pair_classification": "sts", "reranking": "reranking"}
+# The title of each group's table.
 _TITLES = {"ir": "Retrieval", "sts": "Similarity", "reranking": "Reranking"}
 _METRIC_NAMES = {
     "ndcg_at_10": "nDCG@10",
@@ -50,34 +51,67 @@ def summarise(results: Sequence[Result]) -> dict[str, float]:
     return summary
 
 
-def compare(results: Sequence[Result], others: Sequence[Result], names: tuple[str, str]) -> dict[str, Any]:
+def compare(
+    results: Sequence[Result],
+    others: Sequence[Result],
+    names: tuple[str, str],
+    *,
+    differences: Differences | None = None,
+    other_intervals: Intervals | None = None,
+    changes: Mapping[str, Changes] | None = None,
+) -> dict[str, Any]:
     """Two models on the same tasks; `difference` is the first minus the second.
 
+    Args:
+        differences: adds `significance` to each task and mean: interval of the difference, p, and a verdict.
+        other_intervals: of the second model's scores, added to its results.
+        changes: by task, adds `changes` to it: the items that gained and lost most.
     Returns: `model`, `other`, `summary` and for each task all metrics, each as model, other and difference; the
     second model's full results are in `other_results`.
     """
+    summary: dict[str, dict[str, Any]] = _side_by_side(summarise(results), summarise(others))
+    tasks: list[dict[str, Any]] = [
+        {
+            "task": mine.task,
+            "type": mine.type,
+            "n": mine.n,
+            "main_metric": MAIN_METRICS[mine.type],
+            "main_score": _both(mine.main_score, theirs.main_score),
+            "metrics": _side_by_side(mine.metrics, theirs.metrics),
+        }
+        for mine, theirs in zip(results, others, strict=True)
+    ]
+    if differences is not None:
+        for name, mean in differences.means.items():
+            summary[name]["significance"] = mean and mean.to_dict()
+        for entry in tasks:
+            found = differences.tasks[entry["task"]]
+            entry["significance"] = found and found.to_dict()
+    if changes is not None:
+        for entry in tasks:
+            entry["changes"] = changes[entry["task"]].to_dict()
     return {
         "model": names[0],
         "other": names[1],
-        "summary": _side_by_side(summarise(results), summarise(others)),
-        "tasks": [
-            {
-                "task": mine.task,
-                "type": mine.type,
-                "n": mine.n,
-                "main_metric": MAIN_METRICS[mine.type],
-                "main_score": _both(mine.main_score, theirs.main_score),
-                "metrics": _side_by_side(mine.metrics, theirs.metrics),
-            }
-            for mine, theirs in zip(results, others, strict=True)
-        ],
-        "other_results": [result.to_dict() for result in others],
+        "summary": summary,
+        "tasks": tasks,
+        "other_results": results_json(others, other_intervals),
     }
 
 
-def write_results(path: Path, results: Sequence[Result]) -> None:
-    """Write `results.json`: a list of task, type, main_score, metrics, n and settings."""
-    write_json(path, [result.to_dict() for result in results])
+def write_results(path: Path, results: Sequence[Result], intervals: Intervals | None = None) -> None:
+    """Write `results.json`: a list of task, type, main_score, metrics, n and settings; `interval` if given."""
+    write_json(path, results_json(results, intervals))
+
+
+def results_json(results: Sequence[Result], intervals: Intervals | None = None) -> list[dict[str, Any]]:
+    """The content of `results.json`."""
+    entries = [result.to_dict() for result in results]
+    if intervals is not None:
+        for entry in entries:
+            found = intervals.tasks[entry["task"]]
+            entry["interval"] = found and found.to_dict()
+    return entries
 
 
 def write_json(path: Path, content: object) -> None:
@@ -99,46 +133,87 @@ def to_json(content: object) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def results_table(results: Sequence[Result], title: str) -> Group:
-    """One table for each group of tasks, scores times 100, the main metric first."""
-    tables: list[Table | str] = []
+def results_table(results: Sequence[Result], title: str, intervals: Intervals | None = None) -> Group:
+    """One table for each group of tasks, scores times 100, the main metric first, its confidence interval beside it."""
+    tables: list[Table | str | Text] = []
+    summary = summarise(results)
     for group, members in _grouped(results).items():
         metrics = [MAIN_METRICS[members[0].type], *members[0].metrics]
         metrics = list(dict.fromkeys(metrics))
-        table = _table(f"{_TITLES[group]}: {title}", "n", *(_METRIC_NAMES[name] for name in metrics))
+        headings = [_METRIC_NAMES[name] for name in metrics]
+        if intervals is not None:
+            headings.insert(1, _interval_heading(one.level for one in intervals.tasks.values() if one))
+        table = _table(f"{_TITLES[group]}: {title}", "n", *headings)
         for result in members:
-            table.add_row(Text(result.task), str(result.n), *(_percent(result.metrics[name]) for name in metrics))
+            cells: list[str | Text] = [_percent(result.metrics[name]) for name in metrics]
+            if intervals is not None:
+                cells.insert(1, _range(intervals.tasks[result.task]))
+            table.add_row(Text(result.task), str(result.n), *cells)
         if len(members) > 1:
-            means = [sum(result.metrics[name] for result in members) / len(members) for name in metrics]
+            cells = [_percent(sum(result.metrics[name] for result in members) / len(members)) for name in metrics]
+            if intervals is not None:
+                cells.insert(1, _range(intervals.means[group]))
             table.add_section()
-            table.add_row("mean", "", *map(_percent, means))
+            table.add_row("mean", "", *cells)
         tables.append(table)
-    summary = summarise(results)
     if len(tables) > 1:
-        tables.append(f"mean over the {len(tables)} kinds of task: {_percent(summary['mean'])}")
+        mean = f"mean over the {len(tables)} kinds of task: {_percent(summary['mean'])}"
+        tables.append(mean if intervals is None else Text(f"{mean} ").append_text(_range(intervals.means["mean"])))
     return Group(*tables)
 
 
 def comparison_table(comparison: Mapping[str, Any], *, arrows: bool) -> Table:
-    """Main scores of two models side by side, times 100; `arrows` marks better and worse."""
+    """Main scores of two models side by side, times 100; `arrows` marks better and worse.
+
+    Where the comparison has significances: the interval of each difference, its p (a task's corrected for their
+    number), and below the table in words which differences are larger than chance.
+    """
     names = str(comparison["model"]), str(comparison["other"])
-    table = _table(f"{names[0]} against {names[1]}", "metric", "n", *map(_short, names), "difference")
+    tasks, summary = comparison["tasks"], comparison["summary"]
+    tested = "significance" in summary["mean"]
+    found = summary["mean"].get("significance")
+    more = (f"difference\n{_interval_heading([found['level']] if found else [])}", "p") if tested else ("difference",)
+    table = _table(f"{names[0]} against {names[1]}", "metric", "n", *map(_short, names), *more)
     table.columns[1].justify = "left"
-    for task in comparison["tasks"]:
+    for task in tasks:
         metric = _METRIC_NAMES[task["main_metric"]]
-        table.add_row(Text(task["task"]), metric, str(task["n"]), *_cells(task["main_score"], arrows))
+        cells = _cells(task["main_score"], arrows)
+        table.add_row(Text(task["task"]), metric, str(task["n"]), *(_with_chance(cells, task) if tested else cells))
     table.add_section()
     for group in (*_TITLES, "mean"):
-        if group in comparison["summary"]:
+        if group in summary:
             label = "mean" if group == "mean" else f"mean {_TITLES[group].lower()}"
-            table.add_row(label, "", "", *_cells(comparison["summary"][group], arrows))
+            cells = _cells(summary[group], arrows)
+            table.add_row(label, "", "", *(_with_chance(cells, summary[group]) if tested else cells))
+    if tested:
+        table.caption, table.caption_justify = Text(verdicts(comparison)), "left"
     return table
+
+
+def verdicts(comparison: Mapping[str, Any]) -> str:
+    """Which tasks' differences are larger than chance, in words."""
+    tested = [task for task in comparison["tasks"] if task["significance"]]
+    if not tested:
+        return "Too few queries or pairs to tell a difference from chance."
+    by_verdict: dict[str, list[str]] = {}
+    for task in tested:
+        by_verdict.setdefault(task["significance"]["verdict"], []).append(task["task"])
+    corrected = f" after Holm's correction for {len(tested)} tasks" if len(tested) > 1 else ""
+    alpha = 1 - tested[0]["significance"]["level"]
+    parts = [
+        f"{verdict} in {', '.join(by_verdict[verdict])}" for verdict in ("better", "worse") if verdict in by_verdict
+    ]
+    words = f"Larger than chance (p < {alpha:.2g}{corrected}): {'; '.join(parts) or 'none'}."
+    if within := by_verdict.get("within chance"):
+        words += f" Within chance: {', '.join(within)}."
+    mean = comparison["summary"]["mean"]["significance"]
+    return words + (f" The mean: {mean['verdict']}." if mean and len(tested) > 1 else "")
 
 
 def _grouped(results: Iterable[Result]) -> dict[str, list[Result]]:
     groups: dict[str, list[Result]] = {name: [] for name in _TITLES}
     for result in results:
-        groups[_GROUPS[result.type]].append(result)
+        groups[GROUPS[result.type]].append(result)
     return {name: members for name, members in groups.items() if members}
 
 
@@ -164,6 +239,30 @@ def _table(title: str, *headings: str) -> Table:
 
 def _percent(score: float) -> str:
     return f"{100 * score:.2f}"
+
+
+def _interval_heading(levels: Iterable[float]) -> str:
+    return next((f"{100 * level:g} % interval" for level in levels), "interval")
+
+
+def _range(interval: Interval | None) -> Text:
+    return Text(_bounds(interval.low, interval.high, ".1f") if interval else "-")
+
+
+def _bounds(low: float, high: float, style: str) -> str:
+    return f"[{100 * low:{style}}, {100 * high:{style}}]"
+
+
+def _with_chance(cells: Sequence[str | Text], entry: Mapping[str, Any]) -> list[str | Text]:
+    """The difference gets its interval below it, and p beside it."""
+    *scores, difference = cells
+    found = entry["significance"]
+    if not found:
+        return [*scores, difference, "-"]
+    bounds = Text(f"\n{_bounds(found['low'], found['high'], '+.1f')}", style="default")
+    shown = difference if isinstance(difference, Text) else Text(difference)
+    p = found["p_corrected"]
+    return [*scores, shown.append_text(bounds), "<0.001" if p < 0.001 else f"{p:.3f}"]
 
 
 def _short(name: str) -> str:

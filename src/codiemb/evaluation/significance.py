@@ -1,0 +1,285 @@
+"""How sure a score is, and whether a difference between two models is larger than chance.
+
+Both questions are answered by resampling what was scored: queries of retrieval, rows of reranking, pairs of similarity.
+Nothing is assumed about how scores are distributed.
+
+- *Intervals*: the percentile bootstrap (Efron, 1979). Spearman's correlation is recomputed on each resample from ranks
+  within it. Two models are resampled together, so what makes an item hard for both cancels in their difference.
+- *p*: approximate randomisation (Noreen, 1989). If the models are equally good, it makes no difference which of them
+  gave which of an item's two outcomes; p is the share of random swaps whose difference is at least as large. Cosines of
+  different models lie in different ranges, so a pair's ranks are swapped, not its cosines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+from zlib import crc32
+
+import numpy as np
+from scipy.stats import rankdata
+
+from codiemb.evaluation.evaluator import GROUPS, MAIN_METRICS, Result
+
+RESAMPLES = 2000
+LEVEL = 0.95
+
+Verdict = Literal["better", "worse", "within chance"]
+
+_BLOCK = 1 << 16  # numbers that are worked on at once: they stay in a core's cache
+
+
+@dataclass(frozen=True)
+class Interval:
+    """In `level` of the resamples the score lies in `low`..`high`."""
+
+    low: float
+    high: float
+    level: float
+    resamples: int
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As written to `results.json`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Difference(Interval):
+    """The first model's score minus the second's.
+
+    Attributes:
+        p: of a difference this large between equally good models, two-sided.
+        p_corrected: for all tasks that were compared (Holm, 1979); `p` for means.
+    """
+
+    p: float
+    p_corrected: float
+    verdict: Verdict
+
+    @property
+    def significant(self) -> bool:
+        """Whether it is larger than chance."""
+        return self.verdict != "within chance"
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """By task, and by `ir`, `sts`, `reranking` (means over their tasks) and `mean`; None where one item was scored."""
+
+    tasks: Mapping[str, Interval | None]
+    means: Mapping[str, Interval | None]
+
+
+@dataclass(frozen=True)
+class Differences:
+    """As `Intervals`."""
+
+    tasks: Mapping[str, Difference | None]
+    means: Mapping[str, Difference | None]
+
+
+def intervals(
+    results: Sequence[Result], *, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
+) -> Intervals:
+    """Confidence intervals of the main scores; a task's is the same whatever the other tasks are."""
+    drawn = {result.task: _bootstrap([result], resamples, seed)[0] for result in results}
+    means = _group_means(results, drawn)
+    sizes = {result.task: result.n for result in results}
+
+    def interval(name: str, scores: np.ndarray) -> Interval | None:
+        if sizes.get(name, 2) < 2 or not np.isfinite(scores).any():
+            return None
+        return Interval(*_range(scores, level), level, resamples, seed)
+
+    whole = max(sizes.values(), default=0) > 1
+    return Intervals(
+        {name: interval(name, scores) for name, scores in drawn.items()},
+        {name: interval("", scores) if whole else None for name, scores in means.items()},
+    )
+
+
+def differences(
+    results: Sequence[Result],
+    others: Sequence[Result],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> Differences:
+    """Compare two models on the same items; swapping them changes signs and nothing else.
+
+    Args:
+        results, others: of the same tasks, in one order.
+        level: of the intervals; a difference is larger than chance where its corrected p is below 1 - level.
+    Raises:
+        ValueError: the models were not scored on the same items.
+    """
+    scored, swapped, observed = {}, {}, {}
+    for mine, theirs in zip(results, others, strict=True):
+        if (mine.task, mine.n) != (theirs.task, theirs.n):
+            raise ValueError(
+                f"{mine.task} with {mine.n} items cannot be compared with {theirs.task} with {theirs.n}: expected the "
+                "same tasks and samples."
+            )
+        ours, other = _bootstrap([mine, theirs], resamples, seed)
+        scored[mine.task] = ours - other
+        swapped[mine.task] = _randomised(mine, theirs, resamples, seed)
+        observed[mine.task] = np.array([mine.main_score - theirs.main_score])
+    enough = {mine.task: mine.n > 1 for mine in results}
+
+    def difference(scores: np.ndarray, chance: np.ndarray, value: np.ndarray) -> Difference | None:
+        if not np.isfinite(scores).any():
+            return None
+        low, high = _range(scores, level)
+        p = _two_sided(chance, float(value[0]))
+        verdict = _verdict(float(value[0]), p, level)
+        return Difference(low, high, level, resamples, seed, p=p, p_corrected=p, verdict=verdict)
+
+    tasks = {name: difference(scored[name], swapped[name], observed[name]) if enough[name] else None for name in scored}
+    tested = {name: found for name, found in tasks.items() if found is not None}
+    for (name, found), p in zip(tested.items(), holm([found.p for found in tested.values()]), strict=True):
+        tasks[name] = replace(found, p_corrected=p, verdict=_verdict(float(observed[name][0]), p, level))
+    groups = [_group_means(results, table) for table in (scored, swapped, observed)]
+    means = {
+        name: difference(*(table[name] for table in groups)) if any(enough.values()) else None for name in groups[0]
+    }
+    return Differences(tasks, means)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p corrected for the number of tests (Holm, 1979): the chance of one false alarm among them all."""
+    corrected = np.zeros(len(p))
+    largest = 0.0
+    for place, index in enumerate(np.argsort(p, kind="stable")):
+        largest = max(largest, min(1.0, (len(p) - place) * p[index]))
+        corrected[index] = largest
+    return corrected.tolist()
+
+
+# -- resampling ------------------------------------------------------------------------------------------------------
+
+
+def _bootstrap(results: Sequence[Result], resamples: int, seed: int) -> np.ndarray:
+    """Main scores on random samples with replacement, (results, resamples), of results on the same items.
+
+    A sample whose pairs all have one gold score or one cosine has no correlation: nan.
+    """
+    statistics = [_statistic(result) for result in results]
+    scores = []
+    for rng, rows in _blocks(results[0], resamples, seed):
+        n = results[0].n
+        drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
+        scores.append([statistic(counts) for statistic in statistics])
+    return np.concatenate(scores, axis=1)
+
+
+def _randomised(mine: Result, theirs: Result, resamples: int, seed: int) -> np.ndarray:
+    """Differences of the main scores after random swaps of items between the models, (resamples,)."""
+    if "cosine" in mine.values:
+        gold = rankdata(mine.values["score"])
+        # Twice the average rank is a whole number, so that ranks after swapping are a matter of counting.
+        ours, other = (np.rint(2 * rankdata(result.values["cosine"])).astype(np.int64) for result in (mine, theirs))
+
+        def difference(swap: np.ndarray) -> np.ndarray:
+            return _spearman(np.where(swap, other, ours), gold) - _spearman(np.where(swap, ours, other), gold)
+    else:
+        gain = mine.values[MAIN_METRICS[mine.type]] - theirs.values[MAIN_METRICS[mine.type]]
+
+        def difference(swap: np.ndarray) -> np.ndarray:
+            return np.where(swap, -gain, gain).mean(axis=1)
+
+    draws = _blocks(mine, resamples, seed)
+    return np.concatenate([difference(rng.integers(2, size=(rows, mine.n)) == 1) for rng, rows in draws])
+
+
+def _blocks(result: Result, resamples: int, seed: int) -> Iterator[tuple[np.random.Generator, int]]:
+    """A generator of the task's own, and how many resamples to draw at once."""
+    rng = np.random.default_rng([seed, crc32(result.task.encode())])
+    rows = max(1, _BLOCK // max(result.n, 1))
+    for start in range(0, resamples, rows):
+        yield rng, min(rows, resamples - start)
+
+
+def _statistic(result: Result) -> Callable[[np.ndarray], np.ndarray]:
+    """The main score of samples that hold each item so many times: (samples, n) counts to (samples,) scores."""
+    if "cosine" not in result.values:
+        values = result.values[MAIN_METRICS[result.type]]
+        return lambda counts: counts @ values / result.n
+    if np.ptp(result.values["cosine"]) == 0:
+        return lambda counts: np.zeros(len(counts))  # as `correlations` has it
+    cosine, score = _Ranks(result.values["cosine"]), _Ranks(result.values["score"])
+
+    def spearman(counts: np.ndarray) -> np.ndarray:
+        x, x_square = cosine(counts)
+        y, y_square = score(counts)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (counts * x * y).sum(axis=1) / np.sqrt(x_square * y_square)
+
+    return spearman
+
+
+class _Ranks:
+    """Ranks of values (n,) within samples of them: sorted once, so that ranks in a sample are a matter of counting."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        distinct, self.group = np.unique(values, return_inverse=True)
+        self.order = np.argsort(self.group, kind="stable")
+        self.starts = np.searchsorted(self.group[self.order], np.arange(len(distinct)))
+
+    def __call__(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Average ranks less their mean, (samples, n), and the sum of their squares, (samples,)."""
+        sizes = np.add.reduceat(counts[:, self.order], self.starts, axis=1)
+        ranks = _group_ranks(sizes)
+        return ranks[:, self.group], (sizes * ranks**2).sum(axis=1)
+
+
+def _group_ranks(sizes: np.ndarray) -> np.ndarray:
+    """Average rank of each group of equal values, less the mean rank; (samples, groups) sizes, lowest first."""
+    total = sizes[0].sum()
+    return sizes.cumsum(axis=1) - (sizes - 1) / 2 - (total + 1) / 2
+
+
+def _spearman(codes: np.ndarray, gold: np.ndarray) -> np.ndarray:
+    """Spearman's correlation of each row of `codes` (rows, n), whole numbers up to 2n, with the ranks `gold` (n,)."""
+    rows, n = codes.shape
+    width = 2 * n + 1
+    flat = codes + width * np.arange(rows)[:, None]
+    sizes = np.bincount(flat.ravel(), minlength=rows * width).reshape(rows, width)
+    ranks = _group_ranks(sizes)
+    centred = gold - gold.mean()
+    square = (sizes * ranks**2).sum(axis=1) * (centred @ centred)
+    products = np.take_along_axis(ranks, codes, axis=1) @ centred
+    return np.divide(products, np.sqrt(square), out=np.zeros(rows), where=square > 0)
+
+
+# -- means, intervals, verdicts --------------------------------------------------------------------------------------
+
+
+def _group_means(results: Sequence[Result], scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """As the summary has them: means of the tasks of each group, and `mean`, the mean of these."""
+    groups: dict[str, list[np.ndarray]] = {}
+    for result in results:
+        groups.setdefault(GROUPS[result.type], []).append(scores[result.task])
+    means = {name: np.mean(members, axis=0) for name, members in groups.items()}
+    return {**means, "mean": np.mean(list(means.values()), axis=0)} if means else {}
+
+
+def _range(scores: np.ndarray, level: float) -> tuple[float, float]:
+    tail = (1 - level) / 2
+    low, high = np.nanquantile(scores, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _two_sided(chance: np.ndarray, observed: float) -> float:
+    """The observed arrangement is one of those that chance can give, so p is never 0."""
+    as_large = np.abs(chance) >= abs(observed) - 1e-12
+    return float((1 + as_large.sum()) / (1 + len(chance)))
+
+
+def _verdict(difference: float, p: float, level: float) -> Verdict:
+    if p >= 1 - level:
+        return "within chance"
+    return "better" if difference > 0 else "worse"
