@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from codiemb.backbones import TEMPLATE_FILE
 from codiemb.fusion.tensors import FLOATING, StoredTensor, stored_tensors
+from codiemb.prompts import InstructionTemplate
 
 logger = logging.getLogger(__name__)
 
@@ -80,12 +81,12 @@ class ModelDirectory:
             prefix = f"{folder}." if folder and not needed else ""
             self.tensors.update({prefix + name: tensor for name, tensor in found.items()})
 
-    def template(self) -> dict[str, Any]:
+    def template(self) -> dict[str, str]:
         """The instruction template it was trained with: the saved one, else its own prompts."""
         if (self.path / TEMPLATE_FILE).is_file():
-            return dict(_read_json(self.path / TEMPLATE_FILE)["template"])
+            return InstructionTemplate(**_read_json(self.path / TEMPLATE_FILE)["template"]).to_dict()
         prompts = self.prompts()
-        return {"query": prompts.get("query") or "", "document": prompts.get("document") or ""}
+        return InstructionTemplate(prompts.get("query") or "", prompts.get("document") or "").to_dict()
 
     def prompts(self) -> dict[str, str]:
         """The prompts that sentence-transformers reads."""
