@@ -121,8 +121,11 @@ def evaluate_tasks(
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
     encoder = InstructedEncoder(LLMEmbeddingModel(model, **load_options), _result_name(model, name), own)
-    progress = benchmark.Progress(tasks)
     console = Console(stderr=True)
+    missing = _missing(tasks, dataset_root)
+    if missing:
+        console.print(f"data missing for {len(missing)} of {len(tasks)} tasks: {', '.join(missing)}", soft_wrap=True)
+    progress = benchmark.Progress(task for task in tasks if task.metadata.name not in missing)
     outcomes: list[Outcome] = []
     with _shown(console, encoder, progress, len(tasks)) as bar:
 
@@ -147,6 +150,14 @@ def evaluate_tasks(
     console.print(f"written to {folder}", highlight=False, soft_wrap=True)
     if any(outcome.state == "failed" for outcome in outcomes):
         raise typer.Exit(1)
+
+
+def _missing(tasks: Sequence[AbsTask], dataset_root: Path | None) -> list[str]:
+    from codiemb.evaluation.offline import missing_files
+
+    if dataset_root is None:
+        return []
+    return [task.metadata.name for task in tasks if not task.data_loaded and missing_files(task, dataset_root)]
 
 
 class _Bar:

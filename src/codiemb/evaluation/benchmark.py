@@ -258,13 +258,12 @@ class Progress:
     def advance(self, count: int) -> None:
         """So many characters of the current task were embedded."""
         self._read += count
-        if self._current:
-            name = self._current[0]
-            self._left[name] = max(self._left[name] - count, 0)
+        if self._current and (left := self._left.get(self._current[0])):
+            self._left[self._current[0]] = max(left - count, 0)
 
     def end(self, task: str) -> None:
         """A task has ended, run or not."""
-        self._left[task] = 0
+        self._left.pop(task, None)
         if self._current:
             self._seconds += time.monotonic() - self._current[1]
             self._current = None

@@ -44,7 +44,7 @@ def summary_table(content: Mapping[str, Any]) -> Table:
     table.add_section()
     for name, mean in content["means"].items():
         value = "-" if mean["value"] is None else f"{mean['value']:.2f}"
-        table.add_row(f"mean: {name}", "", f"{mean['n']} of {mean['of']} tasks", value)
+        table.add_row(name, "", f"{mean['n']} of {mean['of']} tasks", value)
     if content["missing"]:
         table.caption = Text(f"no score: {', '.join(content['missing'])}")
     return table

@@ -95,7 +95,7 @@ def _mteb_task(task: AnyTask, name: str, same_ids: bool) -> AbsTask:
     metadata = TaskMetadata(
         name=name,
         description=f"Local data from {task.source}",
-        dataset={"path": task.source, "revision": f"local-{_digest(data)}"},
+        dataset={"path": task.source, "revision": f"local-{_digest([data, options])}"},
         prompt={"query": _instruction(task, queries), "document": _instruction(task, documents)},
         type=type_,
         category="t2c" if isinstance(task, LabelledTask) else "t2t",
@@ -175,7 +175,7 @@ def _instruction(task: AnyTask, texts: Iterable[Text]) -> str:
 
 
 def _digest(data: Any) -> str:
-    """12 hex digits of all texts, judgements and labels."""
+    """12 hex digits of all texts, judgements, labels and options."""
 
     def plain(value: Any) -> Any:
         return value.to_dict() if isinstance(value, Dataset) else value

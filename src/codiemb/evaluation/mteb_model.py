@@ -103,7 +103,7 @@ class InstructedEncoder(AbsEncoder):
         def on_chunk(_: nn.Module, inputs: tuple[Mapping[str, Any]], __: object) -> None:
             nonlocal rows
             rows += len(inputs[0]["input_ids"])
-            report(characters * rows // len(texts))
+            report(characters * min(rows, len(texts)) // len(texts))
 
         hook = self.model.embedding_pass.transformer.register_forward_hook(on_chunk)
         try:

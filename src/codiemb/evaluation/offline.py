@@ -2,8 +2,10 @@
 
 mteb loads the data of a task with the `datasets` library from `task.metadata.dataset["path"]`, and `datasets` reads a
 directory there as it reads a repository of the hub. So a task is copied with that path changed; loading, renaming
-columns and scoring stay mteb's. A folder whose README.md lists no configurations, which the hub's copies have, is
-read through a README.md written into codiemb's cache, which lists the folder's files.
+columns and scoring stay mteb's. The path is a directory in codiemb's cache that is named by a hash of the data:
+`datasets` keeps what it has read under the name of the directory, and would not see that files have changed. It is a
+link to the folder, or where the folder's README.md lists no configurations, which the hub's copies have, it holds a
+README.md that lists the folder's files.
 """
 
 from __future__ import annotations
@@ -64,7 +66,8 @@ def attach(task: AbsTask, root: Path) -> AbsTask:
     if missing:
         raise MissingDataError(f"{task.metadata.dataset['path']} is not complete under {root}: {'; '.join(missing)}")
     folder = root / task.metadata.dataset["path"]
-    source = {"path": str(_repository(folder)), "revision": f"local-{_digest(folder)}"}
+    digest = _digest(folder)
+    source = {"path": str(_repository(folder, digest)), "revision": f"local-{digest}"}
     attached.metadata = task.metadata.model_copy(update={"dataset": {**task.metadata.dataset, **source}})
     return attached
 
@@ -74,10 +77,12 @@ def missing_files(task: AbsTask, root: Path) -> list[str]:
     if isinstance(task, AbsTaskAggregate):
         return [file for part in task.metadata.tasks for file in missing_files(part, root)]
     folder = root / task.metadata.dataset["path"]
+    expected = f"{folder}/ with {', '.join(dict.fromkeys(part.file for part in _parts(task))) or 'its files'}"
     if not folder.is_dir():
-        return [f"{folder}/ with {', '.join(dict.fromkeys(part.file for part in _parts(task))) or 'its files'}"]
+        return [expected]
+    repository = ""
     try:
-        repository = str(_repository(folder))
+        repository = str(_repository(folder, "listing"))
         configs = datasets.get_dataset_config_names(repository)
         splits = {
             config: datasets.get_dataset_split_names(repository, config_name=config)
@@ -85,7 +90,8 @@ def missing_files(task: AbsTask, root: Path) -> list[str]:
             if any(config in part.configs for part in _parts(task))
         }
     except (ValueError, OSError) as error:  # README.md names files that are not there, or no file is a split
-        return [f"{folder}: {str(error).partition(chr(10))[0]}"]
+        reason = str(error).partition("\n")[0].replace(repository or "\n", str(folder))
+        return [f"{expected}; {reason}"]
     return [f"{folder}/{part.file}" for part in _parts(task) if not _has(splits, part)]
 
 
@@ -124,31 +130,36 @@ def _retrieval_parts(task: AbsTask, subset: str) -> Iterator[Part]:
         yield Part(qrels, split, f"{qrels[-1]}/{split}.{_ANY_SUFFIX}", True)
 
 
-def _repository(folder: Path) -> Path:
-    """`folder`, or where its files have no configurations in README.md, a directory that lists them."""
+def _repository(folder: Path, version: str) -> Path:
+    """A directory that `datasets` reads as a repository with the files of `folder`, with a name of its own."""
+    directory = cache_root() / "benchmark-data" / f"{folder.parent.name}--{folder.name}-{version}"
+    directory.parent.mkdir(parents=True, exist_ok=True)
     card = folder / "README.md"
-    if card.is_file() and "configs" in _metadata(card):
-        return folder
+    configs = [] if card.is_file() and "configs" in _metadata(card) else _configs(folder)
+    if not configs:
+        link = directory.with_name(f"{directory.name}-link")
+        if link.is_symlink() and link.resolve() != folder.resolve():
+            link.unlink()  # the same files lay elsewhere
+        if not link.is_symlink():
+            link.symlink_to(folder.resolve(), target_is_directory=True)
+        return link
+    directory.mkdir(exist_ok=True)
+    content = yaml.safe_dump({"configs": configs}, allow_unicode=True, sort_keys=False)
+    (directory / "README.md").write_text(f"---\n{content}---\n", encoding="utf-8")
+    return directory
+
+
+def _configs(folder: Path) -> list[dict[str, Any]]:
+    """The files of a folder without configurations, as a README.md spells them."""
     layout = _layout(folder)
-    if not layout:
-        return folder
     files = [file for splits in layout.values() for names in splits.values() for file in names]
     suffixes = {Path(file.removesuffix(".gz")).suffix.replace(".jsonl", ".json") for file in files}
     if len(suffixes) > 1:
         raise ValueError(f"its files are of several formats ({', '.join(sorted(suffixes))}); bring them into one")
-    configs = [
-        {
-            "config_name": config,
-            "data_files": [{"split": split, "path": names} for split, names in splits.items()],
-        }
+    return [
+        {"config_name": config, "data_files": [{"split": split, "path": names} for split, names in splits.items()]}
         for config, splits in layout.items()
     ]
-    content = f"---\n{yaml.safe_dump({'configs': configs}, allow_unicode=True, sort_keys=False)}---\n"
-    key = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
-    directory = cache_root() / "benchmark-data" / f"{folder.parent.name}--{folder.name}-{key}"
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "README.md").write_text(content, encoding="utf-8")
-    return directory
 
 
 def _metadata(card: Path) -> dict[str, Any]:
