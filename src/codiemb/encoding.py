@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
+from codiemb.inference import InferenceCopy, worker_pool
 from codiemb.prompts import PromptedText
 from codiemb.texts import leading_part, without_lone_surrogates
 
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 # Padded tokens of one forward pass. On a CPU, small chunks stay in its caches and have little padding: training a batch
 # of short sentences was 1.3 times as fast with 2048 as with 4096. A GPU wants enough work for all its units.
 _CPU_TOKEN_BUDGET, _GPU_TOKEN_BUDGET = 2048, 16384
+_LEAST_CHUNK = 256  # tokens that are worth a chunk of their own, where another worker could take them
 WINDOW = 4096  # texts that are sorted by length together in bulk encoding
 
 
@@ -158,6 +160,7 @@ class EmbeddingPass(nn.Module):
         self.max_length = max_length or limit
         self.precision = precision or best_precision(model.device)[0]
         self._memory_was_short = False
+        self._copy: InferenceCopy | None = None
         self._prompt_tokens: dict[str, int] = {}
         model.tokenizer.truncation_side = "right"
         self.middle_layer = middle_layer
@@ -246,12 +249,16 @@ class EmbeddingPass(nn.Module):
             max_rows: texts of one forward pass; as many as the token budget allows if None.
         Returns: row i belongs to text i of the texts that were tokenised.
         """
+        return self._embed(batch, max_rows, self.transformer)
+
+    def _embed(self, batch: TokenBatch, max_rows: int | None, network: Transformer) -> Embeddings:
         lengths = [len(ids) for ids in batch.input_ids]
-        chunks = plan_chunks(lengths, self.token_budget, max_rows)
+        pool = worker_pool() if network is not self.transformer and self.precision == torch.bfloat16 else None
+        chunks = plan_chunks(lengths, self._budget(sum(lengths), pool), max_rows)
         if torch.is_grad_enabled():
             outputs = self._embed_with_graph(batch, chunks, lengths)
         else:
-            chunks, outputs = self._embed_within_memory(batch, chunks, lengths)
+            chunks, outputs = self._embed_within_memory(batch, chunks, lengths, network, pool)
         if not outputs:
             return Embeddings(torch.zeros(0, self.dimension, device=self.model.device), None)
         order = torch.tensor([row for chunk in chunks for row in chunk])
@@ -266,26 +273,43 @@ class EmbeddingPass(nn.Module):
     ) -> list[tuple[Tensor, ...]]:
         first_kept = self._first_kept_chunk(chunks, lengths)
         return [
-            checkpoint(self._embed_chunk, *self._inputs(batch, chunk), use_reentrant=False)
+            checkpoint(self._embed_chunk, self.transformer, *self._inputs(batch, chunk), use_reentrant=False)
             if position < first_kept
-            else self._embed_chunk(*self._inputs(batch, chunk))
+            else self._embed_chunk(self.transformer, *self._inputs(batch, chunk))
             for position, chunk in enumerate(chunks)
         ]
 
     def _embed_within_memory(
-        self, batch: TokenBatch, chunks: list[list[int]], lengths: list[int]
+        self,
+        batch: TokenBatch,
+        chunks: list[list[int]],
+        lengths: list[int],
+        network: Transformer,
+        pool: ThreadPoolExecutor | None,
     ) -> tuple[list[list[int]], list[tuple[Tensor, ...]]]:
         """Embed the chunks; where memory does not suffice for one, halve the token budget and cut the rest anew.
 
         Returns: the chunks as they were embedded, and their embeddings.
         """
+
+        @torch.inference_mode()
+        def embed(chunk: list[int]) -> tuple[Tensor, ...]:
+            return self._embed_chunk(network, *self._inputs(batch, chunk))
+
+        if pool is not None and len(chunks) > 1:
+            try:
+                return chunks, list(pool.map(embed, chunks))
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+            # Several chunks at once were too many: one by one.
         done: list[list[int]] = []
         outputs: list[tuple[Tensor, ...]] = []
         while len(done) < len(chunks):
             chunk = chunks[len(done)]
             tokens = len(chunk) * lengths[chunk[-1]]
             try:
-                outputs.append(self._embed_chunk(*self._inputs(batch, chunk)))
+                outputs.append(self._embed_chunk(network, *self._inputs(batch, chunk)))
                 done.append(chunk)
                 continue
             except RuntimeError as error:  # torch.OutOfMemoryError is one
@@ -311,6 +335,13 @@ class EmbeddingPass(nn.Module):
             cut = plan_chunks([lengths[row] for row in rest], self.token_budget, len(chunk))
             chunks = [*done, *([rest[row] for row in rows] for rows in cut)]
         return done, outputs
+
+    def _budget(self, tokens: int, pool: ThreadPoolExecutor | None) -> int:
+        """Padded tokens of a chunk; with several workers, such that all of them have work to the end."""
+        if pool is None:
+            return self.token_budget
+        rounds = -(-tokens // (pool._max_workers * self.token_budget))
+        return min(self.token_budget, max(_LEAST_CHUNK, -(-tokens // (rounds * pool._max_workers))))
 
     def _inputs(self, batch: TokenBatch, chunk: list[int]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         prompts = tuple(batch.prompt_lengths[row] for row in chunk)
@@ -345,30 +376,32 @@ class EmbeddingPass(nn.Module):
         device = self.model.device
         return torch.from_numpy(input_ids).to(device), torch.from_numpy(mask).to(device)
 
-    def _embed_chunk(self, input_ids: Tensor, mask: Tensor, prompt_lengths: tuple[int, ...]) -> tuple[Tensor, ...]:
+    def _embed_chunk(
+        self, network: Transformer, input_ids: Tensor, mask: Tensor, prompt_lengths: tuple[int, ...]
+    ) -> tuple[Tensor, ...]:
         # Autocast is entered per chunk, so that gradients of several chunks are summed in float32.
         low = self.precision != torch.float32
         with torch.autocast(input_ids.device.type, self.precision if low else torch.bfloat16, enabled=low):
-            states, middle_states = self._token_states(input_ids, mask)
+            states, middle_states = self._token_states(network, input_ids, mask)
         final = self._pool(states.float(), mask, prompt_lengths, whole=True)[:, : self.model.truncate_dim]
         if middle_states is None:
             return (final,)
         middle = self._pool(middle_states.float(), mask, prompt_lengths, whole=False)
         return final, nn.functional.normalize(middle, dim=-1)
 
-    def _token_states(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _token_states(self, network: Transformer, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
         """(batch, tokens, hidden) of the last layer, and of the middle layer if one was asked for."""
         inputs = {"input_ids": input_ids, "attention_mask": mask}
         if self.middle_layer is None:
-            return self.transformer(inputs)["token_embeddings"], None
+            return network(inputs)["token_embeddings"], None
         seen: list[Tensor] = []
-        layer = _hidden_layers(self.transformer)[self.middle_layer - 1]
+        layer = _hidden_layers(network)[self.middle_layer - 1]
 
         def see(_layer: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
             seen.append(output[0] if isinstance(output, tuple) else output)
 
         with layer.register_forward_hook(see):
-            return self.transformer(inputs)["token_embeddings"], seen[0]
+            return network(inputs)["token_embeddings"], seen[0]
 
     def _pool(self, states: Tensor, mask: Tensor, prompt_lengths: tuple[int, ...], *, whole: bool) -> Tensor:
         """Apply the modules after the transformer (`whole`), or the pooling alone.
@@ -416,26 +449,45 @@ class EmbeddingPass(nn.Module):
         """
         parts: list[np.ndarray] = [np.zeros((0, self.dimension), dtype=np.float32)]
         truncated = 0
-        in_training = [module for module in self.modules() if module.training]
-        self.eval()
-        try:
-            with closing(self._tokenized_windows(texts)) as batches:
-                for batch in batches:
-                    with torch.inference_mode():
-                        parts.append(self(batch, max_rows).final.cpu().numpy())
-                    truncated += batch.truncated
-                    if on_progress:
-                        on_progress(len(batch.inverse))
-        finally:
-            for module in in_training:
-                module.training = True
+        source = iter(texts)
+        windows = iter(lambda: list(islice(source, WINDOW)), [])
+        with closing(self.encode_windows(windows, max_rows=max_rows)) as encoded:
+            for vectors, batch in encoded:
+                parts.append(vectors)
+                truncated += batch.truncated
+                if on_progress:
+                    on_progress(len(vectors))
         if truncated:
             logger.warning("%d distinct texts were cut to %d tokens.", truncated, self.max_length)
         return np.concatenate(parts)
 
-    def _tokenized_windows(self, texts: Iterable[PromptedText]) -> Generator[TokenBatch, None, None]:
-        source = iter(texts)
-        windows = iter(lambda: list(islice(source, WINDOW)), [])
+    def encode_windows(
+        self, windows: Iterable[Sequence[PromptedText]], *, max_rows: int | None = None
+    ) -> Generator[tuple[np.ndarray, TokenBatch], None, None]:
+        """Embed texts window by window, in constant memory; within a window they are sorted by length.
+
+        Close the generator, or read it to its end: until then the model is in evaluation mode.
+
+        Yields: for each window its (texts, dim) float32 and its tokens.
+        """
+        in_training = [module for module in self.modules() if module.training]
+        self.eval()
+        copied = self._copy
+        if copied is None or not copied.is_current():
+            copied = self._copy = InferenceCopy(self.transformer, self.precision)
+        try:
+            with closing(self._tokenized(windows)) as batches:
+                for batch in batches:
+                    with torch.inference_mode():
+                        vectors = self._embed(batch, max_rows, copied.transformer).final.cpu().numpy()
+                    yield vectors, batch
+        finally:
+            for module in in_training:
+                module.training = True
+            if self.transformer.model.training:
+                self._copy = None  # training needs the memory, and changes the weights
+
+    def _tokenized(self, windows: Iterable[Sequence[PromptedText]]) -> Generator[TokenBatch, None, None]:
         with ThreadPoolExecutor(max_workers=1) as executor:
             ahead = None
             for window in windows:
