@@ -2,6 +2,7 @@ import json
 import shutil
 import sys
 
+import numpy as np
 import pytest
 import typer
 from safetensors.torch import load_file, save_file
@@ -9,6 +10,8 @@ from typer.testing import CliRunner
 
 from codiemb.cli import app as codiemb_app
 from codiemb.cli.fuse import fuse_command
+from codiemb.fusion import compare_deltas
+from codiemb.fusion.plot import delta_heat_map
 
 
 @pytest.fixture
@@ -68,10 +71,24 @@ def test_report_shows_changes_and_writes_nothing_unless_asked(models, tmp_path):
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
+def test_heat_map_of_the_deltas(models, tmp_path):
+    pytest.importorskip("matplotlib")
+    for count, name in ((3, "three.png"), (2, "new/two.png")):
+        assert run(*models[:count], "--plot", tmp_path / name).exit_code == 0
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    layers = compare_deltas(models[0], models[1:])
+    change, cosine = delta_heat_map(layers, models[1:]).axes
+    assert [label.get_text() for label in change.get_yticklabels()] == [layer.name for layer in layers]
+    shown = np.array(change.images[0].get_array()), np.array(cosine.images[0].get_array())
+    np.testing.assert_allclose(shown[0][:, 1], 3 * shown[0][:, 0], rtol=1e-4)
+    np.testing.assert_allclose(shown[1], 1, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ([], "Give --output DIR for the fused model, or --report"),
+        (["-o", "out", "--plot", "deltas.txt"], "--plot deltas.txt: expected a file that ends in .png"),
         (["-o", "out", "--weights", "0.5;0.5"], "--weights 0.5;0.5: expected numbers with commas"),
         (["-o", "out", "--method", "weights"], "got none, expected 2"),
     ],

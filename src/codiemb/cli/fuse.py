@@ -16,6 +16,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from codiemb.fusion import LayerDelta
 
+_PLOTS = (".png", ".svg", ".pdf")
+
 
 def fuse_command(
     base: str = typer.Argument(help="The model that all were fine-tuned from: a directory or 'bundled'."),
@@ -34,6 +36,7 @@ def fuse_command(
     report: bool = typer.Option(
         False, "--report", help="Show how far each checkpoint moved each layer, and in which direction."
     ),
+    plot: Path = typer.Option(None, "--plot", metavar="FILE", help="The same as a heat map: .png, .svg or .pdf."),
 ) -> None:
     """Make one model of several that were fine-tuned from BASE: BASE + scale x mean of what each changed.
 
@@ -41,12 +44,18 @@ def fuse_command(
     codiemb fuse bundled runs/ir runs/sts -o runs/fused
     codiemb fuse bundled runs/ir runs/sts --method weights --weights 0.3,0.7 -o runs/fused
     codiemb fuse bundled runs/mine --scale 0.7 -o runs/mine-0.7
-    codiemb fuse bundled runs/ir runs/sts --report
+    codiemb fuse bundled runs/ir runs/sts --report --plot deltas.png
     """
+    from codiemb.extras import require
     from codiemb.fusion import compare_deltas, fuse
+    from codiemb.fusion.plot import save_heat_map
 
-    if output is None and not report:
-        raise ValueError("Give --output DIR for the fused model, or --report to look at the deltas alone.")
+    if output is None and not report and plot is None:
+        raise ValueError("Give --output DIR for the fused model, or --report or --plot to look at the deltas alone.")
+    if plot is not None:
+        if plot.suffix not in _PLOTS:
+            raise ValueError(f"--plot {plot}: expected a file that ends in {', '.join(_PLOTS)}.")
+        require("matplotlib", "plots")
     given = None if weights is None else _parse_weights(weights)
     with _progress() as progress:
         on_progress = partial(_advance, progress, progress.add_task("fuse" if output else "measure", total=None))
@@ -65,6 +74,8 @@ def fuse_command(
             ).layers
     if report:
         Console().print(delta_table(layers, checkpoints))
+    if plot is not None:
+        save_heat_map(plot, layers, checkpoints)
     if output is not None:
         print(output)
 
