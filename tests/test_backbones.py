@@ -5,14 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from sentence_transformers import SentenceTransformer
-from tiny_models import assemble
+from tiny_models import TEXTS, assemble, byte_bpe_tokenizer
 
-from codiemb import backbones
+from codiemb import LLMEmbeddingModel, backbones
 from codiemb.encoding import EmbeddingPass
 from codiemb.prompts import TEMPLATES, InstructionTemplate, PromptedText
 
@@ -161,3 +163,224 @@ def test_saved_names_are_those_that_other_engines_read(encoder_directory, tmp_pa
     assert again.max_seq_length == model.max_seq_length
     texts = ["怎么在家做酸面包？", "short"]
     np.testing.assert_array_equal(again.encode(texts, prompt="query: "), model.encode(texts, prompt="query: "))
+
+
+# -- bare networks -----------------------------------------------------------------------------------------------------
+
+COMMON = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+LATENT = {"q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+DECODERS = {
+    "youtu": transformers.YoutuConfig(**COMMON, num_key_value_heads=4, **LATENT),
+    "qwen2": transformers.Qwen2Config(**COMMON, num_key_value_heads=2),
+    "qwen3": transformers.Qwen3Config(**COMMON, num_key_value_heads=2, head_dim=8),
+    "llama": transformers.LlamaConfig(**COMMON, num_key_value_heads=2),
+    "minicpm3": transformers.MiniCPM3Config(**COMMON, num_key_value_heads=4, **LATENT),
+    "mistral": transformers.MistralConfig(**COMMON, num_key_value_heads=2),
+    "gemma3": transformers.Gemma3TextConfig(
+        **COMMON,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=128,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+}
+
+
+def save_network(config, directory):
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(config).save_pretrained(directory)
+    byte_bpe_tokenizer().save_pretrained(directory)
+    return directory
+
+
+def change_of_first_state(model, pad=0):
+    """How far another last token moves the state of the first, in a batch with or without padding."""
+    ids = torch.tensor([[*range(5, 25)], [*range(5, 24), 99]])
+    mask = torch.ones_like(ids)
+    ids, mask = torch.nn.functional.pad(ids, (0, pad)), torch.nn.functional.pad(mask, (0, pad))
+    with torch.no_grad():
+        states = model[0].model.eval()(input_ids=ids, attention_mask=mask).last_hidden_state
+    return (states[0, 0] - states[1, 0]).abs().max().item()
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", DECODERS)
+def test_bare_decoders_read_both_ways_also_after_saving(name, attention, tmp_path):
+    network = save_network(DECODERS[name], tmp_path / "bare")
+    causal = SentenceTransformer(str(network), device="cpu")
+    assert change_of_first_state(causal) == change_of_first_state(causal, pad=3) == 0  # the architecture's default
+    model = backbones.load(network, device="cpu", attention=attention)
+    backbones.save(model, tmp_path / "saved", InstructionTemplate())
+    plain = SentenceTransformer(str(tmp_path / "saved"), device="cpu", model_kwargs={"attn_implementation": attention})
+    for both_ways in (model, plain):
+        assert change_of_first_state(both_ways) > 0.01
+        assert change_of_first_state(both_ways, pad=3) > 0.01
+        assert both_ways[1].pooling_mode == "mean"
+    texts = [*TEXTS, "a"]
+    vectors = plain.encode(texts)
+    np.testing.assert_allclose(model.encode(texts), vectors, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_a_bare_decoder_can_stay_causal(decoder_directory, tmp_path):
+    model = backbones.load(decoder_directory, device="cpu", bidirectional=False)
+    assert change_of_first_state(model) == 0
+    assert model[1].pooling_mode == "lasttoken"
+    backbones.save(model, tmp_path, InstructionTemplate())
+    assert change_of_first_state(SentenceTransformer(str(tmp_path), device="cpu")) == 0
+
+
+def test_a_published_causal_model_stays_so_unless_asked(tiny_decoder, tmp_path):
+    backbones.save(tiny_decoder, tmp_path, InstructionTemplate())
+    kept = backbones.load(tmp_path, device="cpu")
+    assert change_of_first_state(kept) == 0
+    assert kept[1].pooling_mode == "lasttoken"
+    assert change_of_first_state(backbones.load(tmp_path, device="cpu", bidirectional=True)) > 0.01
+
+
+def test_a_bare_encoder_is_pooled_and_cannot_be_causal(encoder_directory):
+    model = backbones.load(encoder_directory, device="cpu")
+    assert change_of_first_state(model) > 0.01
+    assert [type(module).__name__ for module in model] == ["Transformer", "Pooling", "Normalize"]
+    with pytest.raises(backbones.ModelError, match=r"BertModel cannot be made to read one way.*bidirectional=True"):
+        backbones.load(encoder_directory, device="cpu", bidirectional=False)
+
+
+def test_a_tokenizer_without_padding_gets_some(tmp_path):
+    network = save_network(DECODERS["llama"], tmp_path / "bare")
+    byte_bpe_tokenizer(pad_token=None).save_pretrained(network)
+    backbones.save(backbones.load(network, device="cpu"), tmp_path / "saved", InstructionTemplate())
+    plain = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    assert plain.encode(["a", "a longer text"]).shape == (2, 32)
+
+
+# -- GGUF --------------------------------------------------------------------------------------------------------------
+
+GGUF_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def write_gguf(directory, path):
+    """The bare Qwen3 and its byte BPE in `directory` as one GGUF file, float32."""
+    gguf = pytest.importorskip("gguf")
+    network = transformers.Qwen3Model.from_pretrained(directory)
+    config, tokenizer = network.config, json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    writer = gguf.GGUFWriter(str(path), "qwen3")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(sorted(tokenizer["vocab"], key=tokenizer["vocab"].get))
+    writer.add_token_merges([" ".join(pair) for pair in tokenizer["merges"]])
+    writer.add_eos_token_id(0)
+    writer.add_bos_token_id(0)
+    for name, tensor in network.state_dict().items():
+        if name.startswith("layers."):
+            _, layer, module = name.removesuffix(".weight").split(".", 2)
+            name = f"blk.{layer}.{GGUF_NAMES[module]}.weight"
+        else:
+            name = {"embed_tokens.weight": "token_embd.weight", "norm.weight": "output_norm.weight"}[name]
+        writer.add_tensor(name, tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_gguf_file_gives_the_vectors_of_the_network_it_was_made_from(tmp_path):
+    # transformers takes Qwen3's own width of a head, whatever the file says.
+    sizes = {**COMMON, "vocab_size": len(byte_bpe_tokenizer())}
+    network = save_network(transformers.Qwen3Config(**sizes, num_key_value_heads=2, head_dim=128), tmp_path / "bare")
+    folder = tmp_path / "gguf"
+    folder.mkdir()
+    file = write_gguf(network, folder / "tiny.gguf")
+    expected = backbones.load(network, device="cpu").encode(TEXTS)
+    for name in (file, folder):
+        model = backbones.load(name, device="cpu")
+        assert change_of_first_state(model) > 0.01
+        np.testing.assert_allclose(model.encode(TEXTS), expected, atol=1e-5)
+    backbones.save(model, tmp_path / "saved", InstructionTemplate())
+    plain = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    np.testing.assert_allclose(plain.encode(TEXTS), expected, atol=1e-5)
+    shutil.copy(file, folder / "other.gguf")
+    with pytest.raises(backbones.ModelError, match=r"several GGUF files: other\.gguf, tiny\.gguf"):
+        backbones.load(folder)
+
+
+def test_a_damaged_gguf_file_is_an_error(tmp_path):
+    pytest.importorskip("gguf")
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(backbones.ModelError, match=r"tiny\.gguf: cannot be loaded"):
+        backbones.load(tmp_path / "tiny.gguf", device="cpu")
+    with pytest.raises(backbones.ModelError, match="no such directory or file"):
+        backbones.load(tmp_path / "none.gguf")
+
+
+# -- templates ---------------------------------------------------------------------------------------------------------
+
+WEB = "Given a web search query, retrieve relevant passages that answer the query"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        ({"query": f"Instruct: {WEB}\nQuery:", "document": ""}, replace(TEMPLATES["qwen3"], default=WEB)),
+        ({"query": f"Instruct: {WEB}\nQuery: "}, replace(TEMPLATES["e5-instruct"], default=WEB)),
+        ({"query": f"Instruction: {WEB} \nQuery: "}, replace(TEMPLATES["youtu"], default=WEB)),
+        ({"query": "query: ", "document": "passage: "}, TEMPLATES["e5"]),
+        ({"query": "Instruct me: "}, InstructionTemplate(query="Instruct me: ")),
+        ({}, InstructionTemplate()),
+    ],
+)
+def test_saved_prompts_show_the_template_they_were_made_with(encoder_directory, prompts, expected):
+    model = assemble(encoder_directory, prompts=prompts)
+    template = backbones.template_of(model)
+    assert template == expected
+    assert template.prompt("query") == prompts.get("query", "")
+    assert template.prompt("document") == prompts.get("document", "")
+
+
+@pytest.mark.parametrize("with_template", [True, False])
+def test_the_template_of_a_hub_model_is_fetched_too(tiny_model_directory, tmp_path, with_template):
+    """A filled cache of the hub's client stands for the hub."""
+    snapshot = tmp_path / "models--somebody--a-model" / "snapshots" / ("0" * 40)
+    shutil.copytree(tiny_model_directory, snapshot)
+    references = tmp_path / "models--somebody--a-model" / "refs"
+    references.mkdir()
+    (references / "main").write_text("0" * 40)
+    if with_template:
+        (snapshot / "codiemb.json").write_text(json.dumps({"template": TEMPLATES["youtu"].to_dict()}))
+    model = LLMEmbeddingModel("somebody/a-model", device="cpu", cache_folder=str(tmp_path))
+    assert model.template == TEMPLATES["youtu" if with_template else "e5"]
+    assert model.encode_query(TEXTS).shape == (len(TEXTS), 32)

@@ -483,11 +483,12 @@ def memory_for(encoder, monkeypatch, tokens, fail):
     tried = []
     embed = encoder._embed_chunk
 
-    def limited(input_ids, mask, prompts):
+    def limited(*arguments):
+        input_ids, _mask, _prompts = arguments[-3:]
         tried.append(input_ids.numel())
         if input_ids.numel() > tokens:
             fail()
-        return embed(input_ids, mask, prompts)
+        return embed(*arguments)
 
     monkeypatch.setattr(encoder, "_embed_chunk", limited)
     return tried

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,6 +93,12 @@ def arguments(
     """
     if device is not None:
         check_device(device)
+    backend = options.get("backend") or "torch"
+    if backend != "torch" and find_spec("optimum") is None:
+        raise ModuleNotFoundError(
+            f"backend={backend!r} needs the package 'optimum'. "
+            f"Install it with: pip install 'sentence-transformers[{backend}]'"
+        )
     everywhere = {} if source.gguf is None else {"gguf_file": source.gguf}
     model_kwargs: dict[str, Any] = {"dtype": torch.float32, **everywhere}
     if attention is not None:
@@ -149,19 +156,21 @@ def positions(model: SentenceTransformer) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
-def _reads_both_ways(network: PreTrainedModel) -> bool:
-    """Try it: whether another last token changes the state of the first one."""
-    ids = (
-        torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=network.device) % network.config.get_text_config().vocab_size
-    )
+def _reads_both_ways(network: PreTrainedModel) -> bool | None:
+    """Try it: whether another last token changes the state of the first one; None where that depends on padding."""
+    ids = torch.tensor([[1, 2, 3, 4, 0], [1, 2, 3, 5, 0]], device=network.device)
+    mask = torch.tensor([[1, 1, 1, 1, 0]], device=network.device).expand_as(ids)
     training = network.training
     network.eval()
+    seen = set()
     try:
         with torch.inference_mode():
-            states = network(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+            for width in (4, 5):  # attention without a mask runs other code
+                states = network(input_ids=ids[:, :width], attention_mask=mask[:, :width]).last_hidden_state
+                seen.add(not torch.equal(states[0, 0], states[1, 0]))
     finally:
         network.train(training)
-    return not torch.equal(states[0, 0], states[1, 0])
+    return seen.pop() if len(seen) == 1 else None
 
 
 def _forget_quantization(network: PreTrainedModel) -> None:

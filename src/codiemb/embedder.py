@@ -114,7 +114,8 @@ class LLMEmbeddingModel(SentenceTransformer):
     ) -> None:
         _check_choices(template, compute, max_length, token_budget, truncate_dim)
         if isinstance(name, SentenceTransformer):
-            super().__init__(**_shared(name, device, truncate_dim), **options)
+            super().__init__(**{**_shared(name, device, truncate_dim), **options})
+            self.prompts = options.get("prompts") or dict(name.prompts)  # without the empty ones that are added
             own = getattr(name, "template", None) or backbones.template_of(name)
         else:
             with backbones.explained(name):
