@@ -38,7 +38,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-_PROMPT_SIDES = ("query", "document")
+_PROMPT_SIDES = ("query", "document", "default")
 
 
 class Source(Section):
@@ -152,7 +152,7 @@ class Recipe(Section):
     )
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
-        "auto", description="auto: eager on a CPU, where its backward pass is faster, else sdpa"
+        "auto", description="auto: codiemb's own on a CPU, where its backward pass is faster, else sdpa"
     )
     dropout: float | None = Field(None, ge=0, lt=1, description="all dropout rates of the network; null keeps them")
     token_embeddings: Literal["used", "all", "frozen"] = Field(

@@ -30,6 +30,7 @@ from codiemb.data.sampler import SingleTaskBatchSampler, SourceSpec
 from codiemb.encoding import EmbeddingPass, best_precision
 from codiemb.prompts import TEMPLATES, InstructionTemplate, PromptedText
 from codiemb.tasks import SYMMETRIC, TASKS, StsOptions, TaskOptions
+from codiemb.training import cpu
 from codiemb.training.model_card import model_card
 from codiemb.training.output import RunDirectory
 from codiemb.training.progress import TrainingProgress
@@ -209,11 +210,16 @@ def make_sampler(
 
 def load_model(recipe: Recipe, device: torch.device) -> tuple[SentenceTransformer, InstructionTemplate]:
     """The model to train, with the recipe's prompts, and the template that makes them."""
+    on_cpu = device.type == "cpu"
     attention = recipe.attention
     if attention == "auto":
-        # On a CPU the backward pass of torch's fused attention takes up to twice as long as plain products.
-        attention = "eager" if device.type == "cpu" else "sdpa"
+        attention = "eager" if on_cpu else "sdpa"
     model = backbones.load(recipe.model, device=str(device), attention=attention, dropout=recipe.dropout)
+    if on_cpu:
+        network = model[0].model
+        cpu.use_fast_dropout(network)
+        if recipe.attention == "auto":
+            cpu.use_fast_attention(network)
     chosen = recipe.prompts.template
     named = TEMPLATES[chosen] if isinstance(chosen, str) else chosen
     template = named or backbones.template_of(model, recipe.model)
