@@ -6,7 +6,8 @@ DATA holds sts_zh/*.tsv (sentence1, sentence2, score), ir/qbqtc_dev.tsv (query, 
 ir/drcd_dev and ir/cmrc_trial. OUTPUT gets train/*.jsonl in the unified format and dev/ for `codiemb evaluate`.
 
 Held out by text: pairs that share a sentence, in one set or across sets, stay on one side; questions of a held-out
-paragraph are held out together. The same inputs and seed give the same files; a finished OUTPUT is left alone.
+paragraph are held out together; and a training row with a held-out sentence or question of any set is left out. The
+same inputs, seed and script give the same files; a finished OUTPUT is left alone.
 """
 
 from __future__ import annotations
@@ -50,8 +51,10 @@ POSITIVE_SHARE = 0.98
 CHUNK_CHARACTERS = 200  # about 130 tokens; longer paragraphs are cut at sentence ends
 CHUNK_MARGIN = 0.01  # by which the best chunk's cosine has to beat the second's to count as the one with the answer
 
+LONGEST_PARAGRAPH = 700  # characters, below the 512 tokens that the model reads
+PARAGRAPH_SHARE = 0.25  # of the mined chunks whose whole paragraph becomes the negative
+
 _DONE = "done.json"
-_LAYOUT = 1  # bump when the same inputs should give other files
 
 
 class Pair(NamedTuple):
@@ -64,7 +67,7 @@ class Pair(NamedTuple):
 
 @dataclass
 class Counts:
-    """What became of the rows of one set."""
+    """What became of the rows of one set: of pairs, or of the questions or queries of a retrieval set."""
 
     read: int = 0
     train: int = 0
@@ -82,15 +85,18 @@ def normalised(text: str) -> str:
 
 
 def read_pairs(path: Path, counts: Counts) -> list[Pair]:
-    """Rows of a TSV without the ones that hold no usable text."""
-    pairs = []
+    """Rows of a TSV without repeated ones and the ones that hold no usable text."""
+    pairs: dict[Pair, None] = {}
     for first, second, score in _rows(path):
         counts.read += 1
+        pair = Pair(first, second, float(score))
         if not normalised(first) or not normalised(second) or _CONTROL.search(first + second):
             counts.dropped["no text or a control character"] += 1
+        elif pair in pairs:
+            counts.dropped["there twice"] += 1
         else:
-            pairs.append(Pair(first, second, float(score)))
-    return pairs
+            pairs[pair] = None
+    return list(pairs)
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -228,7 +234,7 @@ def prepare_paragraphs(data: Path, output: Path, counts: dict[str, Counts], enco
         {q.id: q.text for q in held_out},
         {q.id: [q.paragraph] for q in held_out},
     )
-    _write_chunk_rows(output, corpus, train, {q.paragraph for q in held_out}, counts, encoder)
+    _write_chunk_rows(output, corpus, train, {q.paragraph for q in held_out}, counts, encoder, seed)
 
 
 def _write_chunk_rows(
@@ -238,8 +244,12 @@ def _write_chunk_rows(
     held_out_paragraphs: set[str],
     counts: dict[str, Counts],
     encoder: Encoder,
+    seed: int,
 ) -> None:
-    """Training rows: a question, the chunk that answers it, and hard negatives from other paragraphs."""
+    """Training rows: a question, the paragraph and the chunk that answer it, and hard negatives of both lengths.
+
+    With chunks alone, a model loses on whole paragraphs, which people search too; training draws one of the positives.
+    """
     chunks, owner = [], []
     for paragraph, text in corpus.items():
         if paragraph not in held_out_paragraphs:
@@ -248,6 +258,12 @@ def _write_chunk_rows(
             owner += [paragraph] * len(parts)
     chunk_owner = np.array(owner)
     documents = encoder.documents(chunks)
+    random = np.random.default_rng(seed)
+
+    def whole(paragraph: str) -> list[str]:
+        text = corpus[paragraph]
+        return [text] if len(text) <= LONGEST_PARAGRAPH else []  # a longer one may be cut before the answer
+
     for name, questions in train.items():
         queries = encoder.queries([question.text for question in questions])
         rows = []
@@ -255,14 +271,20 @@ def _write_chunk_rows(
             scores = documents @ query
             own = np.flatnonzero(chunk_owner == question.paragraph)
             ranked = own[np.argsort(-scores[own], kind="stable")]
+            best = scores[ranked[0]]
             # There are no answer spans in these files: the base model says which chunk answers, where it is clear.
-            if len(ranked) > 1 and scores[ranked[0]] - scores[ranked[1]] < CHUNK_MARGIN:
-                counts[name].dropped["no chunk is clearly the answer"] += 1
+            clear = len(ranked) == 1 or best - scores[ranked[1]] >= CHUNK_MARGIN
+            positives = [*([chunks[ranked[0]]] if clear else []), *whole(question.paragraph)]
+            positives = list(dict.fromkeys(positives))  # a short paragraph is its only chunk
+            if not positives:
+                counts[name].dropped["long paragraph in which no chunk is clearly the answer"] += 1
                 continue
-            positive = int(ranked[0])
             scores[own] = -1
-            negatives = hard_negatives(scores, float(documents[positive] @ query))
-            rows.append(_ir_row(question.text, [chunks[positive]], [chunks[i] for i in negatives]))
+            negatives: list[str] = []
+            for index in hard_negatives(scores, float(best)):
+                longer = whole(str(chunk_owner[index])) if random.random() < PARAGRAPH_SHARE else []
+                negatives += longer or [chunks[index]]
+            rows.append(_ir_row(question.text, positives, list(dict.fromkeys(negatives))))
         counts[name].train = len(rows)
         _write_jsonl(output / "train" / f"{name}.jsonl", rows)
 
@@ -274,7 +296,8 @@ def cut(paragraph: str) -> list[str]:
     target = len(paragraph) / pieces
     chunks = [""]
     for sentence in sentences:
-        if chunks[-1] and len(chunks[-1]) + len(sentence) / 2 > target:
+        # A stray mark between two sentence ends stays with what is before it.
+        if chunks[-1] and normalised(sentence) and len(chunks[-1]) + len(sentence) / 2 > target:
             chunks.append("")
         chunks[-1] += sentence
     return [chunk.strip() for chunk in chunks if chunk.strip()]
@@ -294,11 +317,10 @@ def prepare_qbqtc(data: Path, output: Path, counts: dict[str, Counts], encoder: 
     count = counts["qbqtc"]
     by_query: dict[str, dict[str, int]] = defaultdict(dict)
     for query, title, relevance in _rows(data / "ir" / "qbqtc_dev.tsv", ("query", "title", "relevance")):
-        count.read += 1
+        judged = by_query[query]
         if normalised(query) and normalised(title) and not _CONTROL.search(query + title):
-            by_query[query][title] = max(int(relevance), by_query[query].get(title, 0))
-        else:
-            count.dropped["no text or a control character"] += 1
+            judged[title] = max(int(relevance), judged.get(title, 0))
+    count.read = len(by_query)
     titles = sorted({title for judged in by_query.values() for title in judged})
     groups = sorted({normalised(query) for query, judged in by_query.items() if 2 in judged.values()})
     np.random.default_rng(seed).shuffle(groups)
@@ -314,7 +336,7 @@ def prepare_qbqtc(data: Path, output: Path, counts: dict[str, Counts], encoder: 
     )
     train = [query for query in by_query if relevant[query] and normalised(query) not in out]
     count.held_out = len(held_out)
-    count.dropped["query without a title of relevance 2"] = sum(not titles for titles in relevant.values())
+    count.dropped["no usable title of relevance 2"] = sum(not titles for titles in relevant.values())
     documents = encoder.documents(titles)
     index = {title: i for i, title in enumerate(titles)}
     rows = []
@@ -390,9 +412,37 @@ def _write_text(path: Path, content: str) -> None:
     path.write_text(content, encoding="utf-8")
 
 
+def drop_held_out(output: Path, counts: Mapping[str, Counts]) -> None:
+    """Take rows with a held-out sentence or question out of all training files, and such negatives out of rows.
+
+    Each preparation keeps its own set apart; this one keeps all sets apart from each other.
+    """
+    held_out = {normalised(text) for path in sorted((output / "dev").rglob("*.tsv")) for text in _sentences(path)}
+    for path in sorted((output / "dev").rglob("queries.jsonl")):
+        held_out |= {normalised(json.loads(line)["text"]) for line in path.read_text(encoding="utf-8").splitlines()}
+    for name, count in counts.items():
+        path = output / "train" / f"{name}.jsonl"
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        kept = [row for row in rows if not {normalised(t) for t in (row["query"], *row["positives"])} & held_out]
+        for row in kept:
+            if "negatives" in row:
+                row["negatives"] = [text for text in row["negatives"] if normalised(text) not in held_out]
+        if dropped := len(rows) - len(kept):
+            count.dropped["sentence or question held out in another set"] += dropped
+        count.train = len(kept)
+        _write_jsonl(path, kept)
+
+
+def _sentences(path: Path) -> Iterable[str]:
+    """Both texts of the scored pairs in `path`; of a BEIR folder's judgements, none."""
+    if path.parent.name == "qrels":
+        return []
+    return (text for first, second, _ in _rows(path) for text in (first, second))
+
+
 def fingerprint(data: Path, seed: int) -> dict[str, Any]:
     """What the output depends on."""
-    digest = hashlib.sha256(f"layout {_LAYOUT}".encode())
+    digest = hashlib.sha256(Path(__file__).read_bytes())
     files = [data / "sts_zh" / name for name in [*PAIR_SETS.values(), "stsb_dev.tsv", "stsb_test.tsv"]]
     files += [data / "ir" / "qbqtc_dev.tsv"]
     for folder in ("drcd_dev", "cmrc_trial"):
@@ -421,6 +471,7 @@ def prepare(data: Path, output: Path, seed: int) -> dict[str, Counts]:
     encoder = Encoder()
     prepare_paragraphs(data, scratch, counts, encoder, seed)
     prepare_qbqtc(data, scratch, counts, encoder, seed)
+    drop_held_out(scratch, counts)
     content = {"inputs": stamp, "counts": {name: vars(count) for name, count in counts.items()}}
     _write_text(scratch / _DONE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     shutil.rmtree(output, ignore_errors=True)
