@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from codiemb.search import FLAT_LIMIT, HNSW_LIMIT, SearchIndexError, VectorIndex, choose_kind, vectors
+from codiemb.search.finders import Finder
 
 
 def clustered(count, dimension=64, clusters=50, seed=0):
@@ -98,7 +99,7 @@ def test_k_larger_than_the_corpus_gives_all_of_it(kind, count):
 def test_an_approximate_index_that_finds_too_few_is_searched_exactly():
     rows = clustered(4000)
     index = VectorIndex.build(rows, kind="ivf")
-    index._finder.nprobe = 1
+    index._finder.index.nprobe = 1
     _, ids = index.search(rows[:4], 1500)
     np.testing.assert_array_equal(ids, reference(rows, rows[:4], 1500)[1])
 
@@ -182,4 +183,4 @@ def test_damaged_files(tmp_path):
 
 def test_a_finder_that_cannot_be_written_is_an_os_error(tmp_path):
     with pytest.raises(OSError, match="cannot be written"):
-        VectorIndex.build(clustered(50), kind="ivf")._save_finder(tmp_path / "gone")
+        Finder.build(clustered(50), "ivf").write(tmp_path / "gone")

@@ -56,18 +56,22 @@ def main() -> None:
 
 
 def _register() -> None:
+    from codiemb.cli.compare import compare_command
     from codiemb.cli.data import data_app
     from codiemb.cli.demo import demo_command
     from codiemb.cli.evaluate import evaluate_command
     from codiemb.cli.fuse import fuse_command
+    from codiemb.cli.search import search_app
     from codiemb.cli.train import train_command
 
     commands: dict[str, Callable[..., Any]] = {
         "demo": demo_command,
         "train": train_command,
         "evaluate": evaluate_command,
+        "compare": compare_command,
         "fuse": fuse_command,
     }
     for name, command in commands.items():
         app.command(name)(command)
     app.add_typer(data_app, name="data")
+    app.add_typer(search_app, name="search")

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
-_BAR = 24  # characters of a full score bar
+from codiemb.cli._bars import print_ranking
 
 
 def demo_command(
@@ -34,10 +33,7 @@ def demo_command(
     )
     for ranking in rank_sample_passages(Path(report.model)):
         console.print(f"\n[bold]{ranking.query}[/bold]")
-        for passage, score in zip(ranking.passages, ranking.scores, strict=True):
-            console.print(
-                _bar(score), Text(f"{score:.3f}  {passage}"), no_wrap=True, overflow="ellipsis", highlight=False
-            )
+        print_ranking(console, zip(ranking.scores, ranking.passages, strict=True))
     console.print(
         f"\nThe model is in {report.model}, the figures in {output / REPORT_FILE} ({report.seconds:.0f} s). Next:\n"
         f"  codiemb evaluate {report.model} --data MY_DATA --output runs/scores   your own held-out data\n"
@@ -46,8 +42,3 @@ def demo_command(
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _bar(score: float) -> Text:
-    filled = round(_BAR * min(max(score, 0.0), 1.0))
-    return Text("█" * filled + "·" * (_BAR - filled), style="cyan")

@@ -12,7 +12,7 @@ import orjson
 import pyarrow as pa
 
 from codiemb.data.documents import Document
-from codiemb.search.vectors import SearchIndexError
+from codiemb.search.finders import SearchIndexError
 
 TEXTS_FILE = "documents.arrow"
 

@@ -8,47 +8,22 @@ alone and not on the kind, the batch, the number of threads or the device, and e
 
 from __future__ import annotations
 
-import errno
-import math
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from codiemb.extras import require
-
-Kind = Literal["flat", "hnsw", "ivf"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-
-FLAT_LIMIT = 100_000
-"""Vectors up to which exact search is chosen: about 10 ms a query with 384 dimensions."""
-HNSW_LIMIT = 1_000_000
-"""Vectors up to which HNSW is chosen; its graph takes about 300 bytes a vector in memory, and hours to build beyond."""
+from codiemb.search.finders import Finder, Kind, SearchIndexError, choose_kind
 
 VECTORS_FILE = "vectors.npy"
 
-_HNSW_LINKS = 32
-_HNSW_BUILD_WIDTH = 80
-_HNSW_SEARCH_WIDTH = 128
-_IVF_LISTS_PER_ROOT = 4  # lists: 4 times the square root of the number of vectors
-_IVF_PROBED = 1 / 16  # share of the lists that is searched
-_IVF_MIN_PROBED = 16
-_TRAINING_VECTORS = 64  # for each list
 _BLOCK_VALUES = 1 << 26  # float32 values held at a time: 256 MB
 _FEW_QUERIES = 16  # below, FAISS is faster than a matrix product, and a GPU not worth the transfer
 _SLACK = 16  # candidates beyond k, so that ties at the end rarely need a second search
-
-
-class SearchIndexError(ValueError):
-    """An index that cannot be used or made; the message says what to do."""
-
-
-def choose_kind(count: int) -> Kind:
-    """The kind for `count` vectors where none is asked for."""
-    return "flat" if count <= FLAT_LIMIT else "hnsw" if count <= HNSW_LIMIT else "ivf"
 
 
 class VectorIndex:
@@ -60,9 +35,9 @@ class VectorIndex:
         device: where exact search over many queries runs; the first CUDA device if there is one.
     """
 
-    def __init__(self, vectors: np.ndarray, kind: Kind = "flat", finder: Any = None) -> None:
+    def __init__(self, vectors: np.ndarray, finder: Finder | None = None) -> None:
         self.vectors = vectors
-        self.kind = kind
+        self.kind: Kind = finder.kind if finder else "flat"
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._finder = finder
 
@@ -101,24 +76,16 @@ class VectorIndex:
         if not len(vectors):
             raise SearchIndexError("There are no vectors to index.")
         chosen = choose_kind(len(vectors)) if kind == "auto" else kind
-        index = cls(vectors, chosen, None if chosen == "flat" else _trained_finder(vectors, chosen))
-        if directory is not None:
-            index._save_finder(directory)
-        return index
+        finder = None if chosen == "flat" else Finder.build(vectors, chosen)
+        if directory is not None and finder:
+            finder.write(directory)
+        return cls(vectors, finder)
 
     def save(self, directory: Path) -> None:
         """Write `vectors.npy`, and `hnsw.faiss` or `ivf.faiss`, into an existing directory."""
         np.save(directory / VECTORS_FILE, self.vectors)
-        self._save_finder(directory)
-
-    def _save_finder(self, directory: Path) -> None:
-        if self._finder is None:
-            return
-        path = directory / f"{self.kind}.faiss"
-        try:
-            require("faiss", "search").write_index(self._finder, str(path))
-        except RuntimeError as error:
-            raise OSError(errno.EIO, f"cannot be written ({_first_line(error)})", str(path)) from None
+        if self._finder:
+            self._finder.write(directory)
 
     @classmethod
     def load(cls, directory: Path) -> VectorIndex:
@@ -132,15 +99,10 @@ class VectorIndex:
         try:
             vectors = np.load(path, mmap_mode="r").view(np.ndarray)
         except (OSError, ValueError, EOFError) as error:
-            raise SearchIndexError(
-                f"{path}: missing or damaged ({_first_line(error)}). Build the index again."
-            ) from None
+            raise SearchIndexError(f"{path}: missing or damaged ({error}). Build the index again.") from None
         if vectors.ndim != 2 or vectors.dtype != np.float32:
             raise SearchIndexError(f"{path}: got {vectors.dtype} of shape {vectors.shape}, expected float32 (n, dim).")
-        for kind in KINDS:
-            if (directory / f"{kind}.faiss").is_file():
-                return cls(vectors, kind, _read_finder(directory / f"{kind}.faiss", vectors.shape))
-        return cls(vectors)
+        return cls(vectors, Finder.read(directory, vectors.shape))
 
     # -- searching ------------------------------------------------------------------------------------------------
 
@@ -163,25 +125,23 @@ class VectorIndex:
         scores = np.empty((len(queries), k), dtype=np.float32)
         ids = np.empty((len(queries), k), dtype=np.int64)
         rows = np.arange(len(queries))
-        if self._finder is not None and len(queries):
-            rows = self._search_approximately(queries, scores, ids)
+        if self._finder and len(queries):
+            rows = self._search_approximately(self._finder, queries, scores, ids)
         self._search_exactly(queries, rows, scores, ids)
         return scores, ids
 
-    def _search_approximately(self, queries: np.ndarray, scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    def _search_approximately(
+        self, finder: Finder, queries: np.ndarray, scores: np.ndarray, ids: np.ndarray
+    ) -> np.ndarray:
         """Fill the rows of `scores` and `ids`, and return those for which fewer than k candidates were found."""
         k = ids.shape[1]
-        count = min(2 * k + 2 * _SLACK, len(self))
-        if self.kind == "hnsw":
-            self._finder.hnsw.efSearch = max(_HNSW_SEARCH_WIDTH, count)
-        _, found = self._finder.search(queries, count)
         short = []
-        for row, candidates in enumerate(found):
-            candidates = candidates[candidates >= 0]
+        for row, numbers in enumerate(finder.find(queries, min(2 * k + 2 * _SLACK, len(self)))):
+            candidates = numbers[numbers >= 0]
             if len(candidates) < k:
                 short.append(row)
-                continue
-            scores[row], ids[row], _ = self._rank(queries[row], candidates, k)
+            else:
+                scores[row], ids[row], _ = self._rank(queries[row], candidates, k)
         return np.array(short, dtype=np.int64)
 
     def _search_exactly(self, queries: np.ndarray, rows: np.ndarray, scores: np.ndarray, ids: np.ndarray) -> None:
@@ -288,41 +248,3 @@ def _stored(blocks: Iterable[np.ndarray], path: Path) -> np.ndarray:
         # As long as before: numpy leaves room for the number of rows to grow.
         np.lib.format.write_array_header_1_0(file, {**header, "shape": shape})
     return np.load(path, mmap_mode="r").view(np.ndarray)
-
-
-def _trained_finder(vectors: np.ndarray, kind: Kind) -> Any:
-    """A FAISS index with an 8-bit code of every vector."""
-    faiss = require("faiss", "search")
-    count, dimension = vectors.shape
-    lists = min(int(_IVF_LISTS_PER_ROOT * math.sqrt(count)), max(count // 39, 1)) if kind == "ivf" else 1
-    specification = f"HNSW{_HNSW_LINKS}_SQ8" if kind == "hnsw" else f"IVF{lists},SQ8"
-    finder = faiss.index_factory(dimension, specification, faiss.METRIC_INNER_PRODUCT)
-    if kind == "hnsw":
-        finder.hnsw.efConstruction = _HNSW_BUILD_WIDTH
-    else:
-        finder.cp.min_points_per_centroid = 1  # few vectors make a coarse index, which is no cause for a warning
-        finder.nprobe = min(max(_IVF_MIN_PROBED, int(lists * _IVF_PROBED)), lists)
-    sample = min(count, max(_TRAINING_VECTORS * lists, 65536))
-    chosen = np.random.default_rng(0).choice(count, sample, replace=False)
-    finder.train(vectors[np.sort(chosen)])
-    step = max(_BLOCK_VALUES // dimension, 1)
-    for start in range(0, count, step):
-        finder.add(vectors[start : start + step])
-    return finder
-
-
-def _read_finder(path: Path, shape: tuple[int, ...]) -> Any:
-    try:
-        finder = require("faiss", "search").read_index(str(path))
-    except RuntimeError as error:
-        raise SearchIndexError(f"{path}: damaged ({_first_line(error)}). Build the index again.") from None
-    if (finder.ntotal, finder.d) != shape:
-        raise SearchIndexError(
-            f"{path}: holds {finder.ntotal} vectors of dimension {finder.d}, but {VECTORS_FILE} has shape {shape}. "
-            "Build the index again."
-        )
-    return finder
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

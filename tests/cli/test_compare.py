@@ -1,0 +1,117 @@
+import io
+import json
+import sys
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from codiemb import LLMEmbeddingModel, backbones
+from codiemb.cli._bars import print_ranking
+from codiemb.cli.app import main
+from codiemb.prompts import TEMPLATES
+
+PASSAGES = ["Feed the starter for a week.", "去上海的火车九点开。", "Check the hose first."]
+
+
+@pytest.fixture
+def compare(tiny_model_directory, monkeypatch, capsys):
+    """Runs the command with the tiny model and returns its exit status, stdout and stderr."""
+
+    def run(*arguments, stdin=None, model=tiny_model_directory):
+        monkeypatch.setattr(sys, "argv", ["codiemb", "compare", str(model), *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin or ""))
+        status = 0
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+def test_passages_are_ranked_with_bars_and_without_colours_in_a_pipe(compare, tiny_model_directory):
+    status, out, _ = compare("How do I make bread?", *PASSAGES)
+    assert status == 0
+    assert "\x1b" not in out
+    model = LLMEmbeddingModel(tiny_model_directory, device="cpu")
+    scores = dict(zip(PASSAGES, model.compute_similarity("How do I make bread?", PASSAGES)[0], strict=True))
+    expected = sorted(scores, key=scores.__getitem__, reverse=True)
+    assert [line.split(maxsplit=2)[2] for line in out.splitlines()] == expected
+    for line, passage in zip(out.splitlines(), expected, strict=True):
+        bar, score = line.split()[:2]
+        assert len(bar) == 24
+        assert bar.count("█") == round(24 * max(float(score), 0))
+        assert float(score) == pytest.approx(scores[passage], abs=6e-4)
+
+
+def test_json_and_several_queries(compare):
+    status, out, _ = compare("bread", *PASSAGES, PASSAGES[1], "-q", "火车", "--top", "2", "--json")
+    content = json.loads(out)
+    assert status == 0
+    assert [answer["query"] for answer in content["queries"]] == ["bread", "火车"]
+    for answer in content["queries"]:
+        first, second = answer["ranking"]
+        assert (first["rank"], second["rank"]) == (1, 2)
+        assert first["score"] >= second["score"]
+        for entry in (first, second):
+            assert entry["passage"] == [*PASSAGES, PASSAGES[1]][entry["index"]]
+
+
+def test_equal_passages_keep_their_order(compare):
+    _, out, _ = compare("bread", *["same"] * 5, "--json")
+    assert [entry["index"] for entry in json.loads(out)["queries"][0]["ranking"]] == [0, 1, 2, 3, 4]
+
+
+def test_passages_from_stdin_and_files(compare, tmp_path):
+    _, expected, _ = compare("bread", *PASSAGES)
+    assert compare("bread", stdin="\n\n".join(PASSAGES))[1] == expected
+    assert compare("bread", PASSAGES[0], "--passages", "-", stdin="\n".join(PASSAGES[1:]))[1] == expected
+    path = tmp_path / "passages.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in PASSAGES))
+    assert compare("bread", "-f", path)[1] == expected
+
+
+def test_an_instruction_is_for_queries_and_for_both_sides_of_a_symmetric_task(compare, tiny_model_directory, tmp_path):
+    model = backbones.load(tiny_model_directory, device="cpu")
+    backbones.save(model, tmp_path / "instructed", TEMPLATES["e5-instruct"])
+
+    def score(*options):
+        _, out, _ = compare("one text", "one text", "--json", *options, model=tmp_path / "instructed")
+        return json.loads(out)["queries"][0]["ranking"][0]["score"]
+
+    assert score("--instruction", "Find the answer") < 0.999
+    assert score("--instruction", "Ocnli") == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bread"], "No passages to rank"),
+        (["", "x"], "query 1 of 1 is blank"),
+        (["bread", "x", " "], "passage 2 of 2 is blank"),
+        (["bread", "-f", "gone.txt"], "gone.txt: no such file"),
+        (["bread", "x", "--instruction", "STSBB"], "STSB"),
+    ],
+)
+def test_bad_input_ends_with_status_2_and_no_traceback(compare, arguments, message):
+    status, out, err = compare(*arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("colours", ["standard", None])
+def test_in_a_terminal_lines_fit_its_width(colours):
+    stream = io.StringIO()
+    long = "先养一周酵种，再把面粉、水和盐揉成面团，静置一夜。" * 3
+    console = Console(file=stream, force_terminal=True, width=60, color_system=colours)
+    print_ranking(console, [(0.5, long), (2.0, "two\nlines"), (-1.0, "x")])
+    assert ("\x1b[36m" in stream.getvalue()) == (colours is not None)
+    if colours is None:
+        cut, full, low = stream.getvalue().splitlines()
+        assert 59 <= cell_len(cut) <= 60
+        assert cut.endswith("…")
+        assert (full, low) == ("█" * 24 + "  2.000  two lines", "·" * 24 + " -1.000  x")
