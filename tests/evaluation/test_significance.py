@@ -227,3 +227,6 @@ def test_many_tasks_raise_the_bar():
 def test_results_on_other_items_cannot_be_compared():
     with pytest.raises(ValueError, match="wiki with 2 items cannot be compared with wiki with 3"):
         differences([ranking([0.1, 0.2])], [ranking([0.1, 0.2, 0.3])])
+    mine, theirs = two_models(15)[0], two_models(16)[0]
+    with pytest.raises(ValueError, match="stsb: the two results have other gold scores"):
+        differences([mine], [theirs])

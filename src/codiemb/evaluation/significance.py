@@ -85,18 +85,17 @@ def intervals(
 ) -> Intervals:
     """Confidence intervals of the main scores; a task's is the same whatever the other tasks are."""
     drawn = {result.task: _bootstrap([result], resamples, seed)[0] for result in results}
-    means = _group_means(results, drawn)
-    sizes = {result.task: result.n for result in results}
+    several = {result.task: result.n > 1 for result in results}
 
-    def interval(name: str, scores: np.ndarray) -> Interval | None:
-        if sizes.get(name, 2) < 2 or not np.isfinite(scores).any():
+    def interval(scores: np.ndarray, enough: bool) -> Interval | None:
+        if not enough or not np.isfinite(scores).any():
             return None
         return Interval(*_range(scores, level), level, resamples, seed)
 
-    whole = max(sizes.values(), default=0) > 1
+    means = _group_means(results, drawn)
     return Intervals(
-        {name: interval(name, scores) for name, scores in drawn.items()},
-        {name: interval("", scores) if whole else None for name, scores in means.items()},
+        {name: interval(scores, several[name]) for name, scores in drawn.items()},
+        {name: interval(scores, any(several.values())) for name, scores in means.items()},
     )
 
 
@@ -123,6 +122,8 @@ def differences(
                 f"{mine.task} with {mine.n} items cannot be compared with {theirs.task} with {theirs.n}: expected the "
                 "same tasks and samples."
             )
+        if "score" in mine.values and not np.array_equal(mine.values["score"], theirs.values["score"]):
+            raise ValueError(f"{mine.task}: the two results have other gold scores, so they are not of the same pairs.")
         ours, other = _bootstrap([mine, theirs], resamples, seed)
         scored[mine.task] = ours - other
         swapped[mine.task] = _randomised(mine, theirs, resamples, seed)
