@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,9 +108,6 @@ def evaluate_tasks(
     **load_options: Any,
 ) -> None:
     """Score a model on tasks, show progress and a summary; exit status 1 if a task failed."""
-    import datasets
-    from transformers.utils import logging as transformers_logging
-
     from codiemb.embedder import LLMEmbeddingModel
     from codiemb.evaluation import benchmark
     from codiemb.evaluation.benchmark_report import summary, summary_table
@@ -118,8 +117,7 @@ def evaluate_tasks(
     names = benchmark.task_names() | {task.metadata.name for task in tasks}
     own = read_instructions(instructions, names) if instructions else {}
     output.mkdir(parents=True, exist_ok=True)
-    transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    _quiet()
     encoder = InstructedEncoder(LLMEmbeddingModel(model, **load_options), _result_name(model, name), own)
     console = Console(stderr=True)
     missing = _missing(tasks, dataset_root)
@@ -152,6 +150,18 @@ def evaluate_tasks(
         raise typer.Exit(1)
 
 
+def _quiet() -> None:
+    """No bars of the libraries; and without --verbose none of mteb's remarks on tasks that were chosen by name."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    if not logging.getLogger().isEnabledFor(logging.INFO):
+        logging.getLogger("mteb").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module=r"mteb\.")
+
+
 def _missing(tasks: Sequence[AbsTask], dataset_root: Path | None) -> list[str]:
     from codiemb.evaluation.offline import missing_files
 
@@ -182,7 +192,7 @@ class _Bar:
 @contextmanager
 def _shown(console: Console, encoder: InstructedEncoder, progress: Progress, tasks: int) -> Iterator[_Bar]:
     total = f"{progress.total:,.0f} characters"
-    console.print(f"{tasks} tasks, {total}; the time left is estimated by characters", highlight=False)
+    console.print(f"{tasks} task{'s' if tasks != 1 else ''}, {total}; the time left is estimated by characters", highlight=False)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Bars(*columns, TextColumn("{task.fields[left]}"), console=console, disable=not console.is_terminal) as bars:
         bar = _Bar(bars, bars.add_task("", total=progress.total, left=""), progress)
@@ -198,7 +208,7 @@ def _line(outcome: Outcome) -> str:
 
 
 def _duration(seconds: float) -> str:
-    if seconds < 60:
+    if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

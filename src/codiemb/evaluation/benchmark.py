@@ -103,7 +103,8 @@ def select(
         chosen = [by_name[name] for name in dict.fromkeys(tasks)]
     if types:
         spelled = {_plain(task.metadata.type): task.metadata.type for task in chosen}
-        wanted = {_named(spelled, _plain(type_), "type of the chosen tasks", shown=type_) for type_ in types}
+        known_types = {type_: type_ for type_ in spelled.values()}
+        wanted = {_named(known_types, spelled.get(_plain(type_), type_), "type of the chosen tasks") for type_ in types}
         chosen = [task for task in chosen if task.metadata.type in wanted]
     if languages:
         for code in languages:
@@ -117,13 +118,13 @@ def select(
 _Named = TypeVar("_Named")
 
 
-def _named(known: Mapping[str, _Named], name: str, what: str, *, shown: str | None = None) -> _Named:
+def _named(known: Mapping[str, _Named], name: str, what: str) -> _Named:
     if name in known:
         return known[name]
     folded = {key.casefold(): key for key in known}
     near = [folded[key] for key in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
     hint = f"the nearest are {', '.join(near)}" if near else f"there are {', '.join(sorted(known)[:12])}, ..."
-    raise ValueError(f"{shown or name}: no such {what}; {hint}.")
+    raise ValueError(f"{name}: no such {what}; {hint}.")
 
 
 def _plain(type_: str) -> str:

@@ -1,0 +1,173 @@
+import json
+import subprocess
+import sys
+
+import datasets
+import hub_layout
+import mteb
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from codiemb.cli import app as codiemb_app
+from codiemb.cli.evaluate import evaluate_command
+
+CMTEB = ["--benchmark", "MTEB(cmn, v1)"]
+
+
+@pytest.fixture(autouse=True)
+def _own_datasets_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+
+
+@pytest.fixture
+def hub(tmp_path):
+    hub_layout.write(tmp_path / "hub")
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def evaluate(tiny_model_directory):
+    def run(*arguments, model=tiny_model_directory):
+        app = typer.Typer()
+        app.command()(evaluate_command)
+        words = [*([model, "--device", "cpu", "--precision", "fp32"] if model else []), *arguments]
+        return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+
+    return run
+
+
+def results(output):
+    return sorted((output / "results").glob("*/*/*.json"))
+
+
+def test_a_benchmark_is_measured_shown_and_kept(evaluate, hub, tmp_path):
+    arguments = [*CMTEB, "--tasks", "STSB,AFQMC", "--dataset-root", hub, "--output", tmp_path / "out"]
+    outcome = evaluate(*arguments, "--name", "me/mine")
+    assert outcome.exit_code == 0
+    assert {path.name for path in results(tmp_path / "out")} == {"STSB.json", "AFQMC.json", "model_meta.json"}
+    meta = json.loads(results(tmp_path / "out")[-1].read_text())
+    assert meta["name"] == "me/mine"
+    assert meta["loader_kwargs"]["precision"] == "float32"
+    for name in ("STSB", "AFQMC"):
+        (path,) = (path for path in results(tmp_path / "out") if path.name == f"{name}.json")
+        score = mteb.results.TaskResult.from_disk(path).get_score()
+        assert f"{name}: {100 * score:.2f} (STS, cosine_spearman; " in outcome.stderr
+        assert f"{100 * score:.2f}" in outcome.stdout
+    assert "2 tasks, " in outcome.stderr
+    assert "the time left is estimated by characters" in outcome.stderr
+    assert " left\n" in outcome.stderr  # after the first of two tasks
+    assert "2 of 2 tasks" in outcome.stdout
+    again = evaluate(*arguments, "--name", "me/mine")
+    assert "STSB: " in again.stderr
+    assert again.stderr.count("there already, kept") == 2
+
+
+def test_a_failed_task_ends_with_status_1_and_is_in_no_mean(evaluate, hub, tmp_path):
+    (hub / "mteb/STSB/test.jsonl").write_text('{"sentence1": "a", "sentence2": "b"}\n' * 3)
+    names = "STSB,AFQMC,LCQMC"
+    outcome = evaluate(*CMTEB, "--tasks", names, "--dataset-root", hub, "--output", tmp_path / "out", "--json")
+    assert outcome.exit_code == 1
+    assert "data missing for 1 of 3 tasks: LCQMC" in outcome.stderr
+    assert "1/3 STSB: failed: ValueError: Column 'score' doesn't exist" in outcome.stderr
+    assert "C-MTEB/LCQMC/ with test.{parquet,jsonl,csv}" in outcome.stderr
+    content = json.loads(outcome.stdout)
+    assert content["missing"] == ["STSB", "LCQMC"]
+    assert [task["state"] for task in content["tasks"]] == ["failed", "measured", "failed"]
+    mean = content["means"]["Mean(Task)"]
+    assert (mean["n"], mean["of"]) == (1, 3)
+    assert mean["value"] == pytest.approx(100 * content["tasks"][1]["score"])
+
+
+def test_the_table_names_what_has_no_score(evaluate, hub, tmp_path):
+    arguments = ["--tasks", "AFQMC,LCQMC", "--dataset-root", hub, "--output", tmp_path / "out"]
+    outcome = evaluate(*CMTEB, *arguments)
+    assert "no score: LCQMC" in outcome.stdout
+    assert "1 of 2 tasks" in outcome.stdout
+
+
+def test_list_says_what_is_there_and_what_is_expected(evaluate, hub):
+    outcome = evaluate(*CMTEB, "--types", "STS", "--list", "--dataset-root", hub, "--json", model=None)
+    listed = {entry["task"]: entry for entry in json.loads(outcome.stdout)}
+    assert len(listed) == 7
+    assert {name for name, entry in listed.items() if entry["place"] == "found"} == {"STSB", "AFQMC"}
+    assert listed["BQ"]["expected"] == [f"{hub}/C-MTEB/BQ/ with test.{{parquet,jsonl,csv}}"]
+    outcome = evaluate(*CMTEB, "--types", "STS", "--list", "--dataset-root", hub, model=None)
+    assert f"BQ: expected {hub}/C-MTEB/BQ/ with test." in outcome.stdout
+    assert "2 found, 5 missing" in outcome.stdout
+    outcome = evaluate(*CMTEB, "--tasks", "BQ", "--list", "--data", hub_layout.SAMPLES / "sts.tsv", model=None)
+    assert "1 hub, 1 local" in outcome.stdout
+
+
+def test_local_data_beside_a_benchmark_and_alone(evaluate, hub, tmp_path):
+    (tmp_path / "topics.tsv").write_text("text\tlabel\n" + "eat bread\tfood\ntrain at nine\ttravel\n" * 6)
+    data = [hub_layout.SAMPLES / "sts.tsv", tmp_path / "topics.tsv"]
+    outcome = evaluate(*CMTEB, "--tasks", "STSB", "--dataset-root", hub, "--data", *data, "--output", tmp_path / "a")
+    assert outcome.exit_code == 0
+    names = {path.stem for path in results(tmp_path / "a")} - {"model_meta"}
+    assert names == {"STSB", "sts", "topics-classification", "topics-clustering"}
+    options = ["--as-mteb", "--sample", "6", "--seed", "1", "--output", tmp_path / "b"]
+    outcome = evaluate("--data", *data, *options)
+    assert {path.stem for path in results(tmp_path / "b")} == names - {"STSB"} | {"model_meta"}
+    assert not (tmp_path / "b" / "results.json").exists()
+
+
+def test_options_reach_the_run(evaluate, hub, tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text("STSB: x\n")
+    arguments = [*CMTEB, "--tasks", "STSB", "--dataset-root", hub, "--output", tmp_path / "out", "--max-length", 32]
+    evaluate(*arguments, "--template", "e5-instruct", "--instructions", own)
+    (log,) = (tmp_path / "out").glob("results/*/*/tasks.jsonl")
+    (line,) = hub_layout.json_lines(log)
+    assert line["prompts"] == {"query": "Instruct: x\nQuery: "}
+    meta = json.loads((log.parent / "model_meta.json").read_text())
+    assert meta["loader_kwargs"]["max_length"] == 32
+    assert meta["loader_kwargs"]["instructions"]["STSB"]["query"] == "x"
+
+
+def bad_instructions(folder):
+    (folder / "own.yaml").write_text("STBS: x\n")
+    return folder / "own.yaml"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (lambda _: ["m", "--benchmark", "MTEB(cmn)", "-o", "out"], "MTEB(cmn): no such benchmark; the nearest are"),
+        (lambda _: ["m", "--tasks", "LCQCM", "-o", "out"], "LCQCM: no such task; the nearest are LCQMC"),
+        (
+            lambda _: ["m", "--types", "Stss", "-o", "out"],
+            "Stss: no such type of the chosen tasks; the nearest are STS",
+        ),
+        (lambda _: ["m", "-o", "out"], "Nothing to measure on. Give --data, or choose tasks with --benchmark"),
+        (lambda _: ["m", "--list"], "Nothing to measure on."),
+        (lambda _: [*CMTEB, "-o", "out"], "MODEL is missing."),
+        (lambda _: ["m", *CMTEB], "--output is missing."),
+        (lambda _: ["m", *CMTEB, "-o", "out", "--compare", "bundled"], "--compare is for local data without mteb."),
+        (lambda _: ["m", *CMTEB, "-o", "out", "--sample", "3"], "--sample is for local data"),
+        (lambda _: ["m", "--data", hub_layout.SAMPLES, "-o", "out", "--name", "x"], "--name are for benchmarks."),
+        (lambda _: ["m", *CMTEB, "-o", "out", "--template", "e6"], "--template e6: no such template"),
+        (
+            lambda folder: ["m", *CMTEB, "-o", "out", "--instructions", bad_instructions(folder)],
+            "STBS: no such task. The",
+        ),
+        (lambda folder: [folder / "no" / "model", *CMTEB, "-o", "out"], "no/model: there is no such directory"),
+    ],
+)
+def test_errors_are_one_message_and_exit_2(tmp_path, monkeypatch, capsys, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["codiemb", "evaluate", *map(str, arguments(tmp_path))])
+    with pytest.raises(SystemExit) as stopped:
+        codiemb_app.main()
+    assert stopped.value.code == 2
+    shown = capsys.readouterr().err
+    assert expected in shown
+    assert "Traceback" not in shown
+
+
+def test_help_does_not_wait_for_mteb():
+    code = (
+        "import sys\nfrom codiemb.cli import app\napp._register()\n"
+        "heavy = {'mteb', 'torch', 'datasets', 'transformers'} & sys.modules.keys()\nassert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
