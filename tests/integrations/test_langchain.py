@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from inspect import signature
 
-import langchain_core
 import numpy as np
 import pytest
 from conftest import INSTRUCTION, PASSAGES, QUERY, Recorder, Waiting
@@ -23,8 +23,8 @@ DOCUMENTS = [Document(text, metadata={"about": about}) for about, text in PASSAG
 
 
 def loaded(saved):
-    """LangChain loads classes of others where it is told so; since 1.0 by class."""
-    told = {} if langchain_core.__version__ < "1" else {"allowed_objects": [CodiembEmbeddings]}
+    """LangChain loads classes of others where it is told so, by package and in newer versions by class."""
+    told = {"allowed_objects": [CodiembEmbeddings]} if "allowed_objects" in signature(load).parameters else {}
     return load(saved, valid_namespaces=["codiemb"], **told)
 
 

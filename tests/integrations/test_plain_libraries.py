@@ -89,3 +89,12 @@ def test_line_ends_are_kept_where_plain_langchain_replaces_them(saved_directorie
     same(ours.embed_documents([text]), plain.encode_document([text]))
     same(langchain.embed_documents([text]), ours.embed_documents([text.replace("\n", " ")]))
     assert np.abs(np.array(ours.embed_documents([text])) - langchain.embed_documents([text])).max() > 0.001
+
+
+def test_libraries_that_are_not_told_read_no_prompt(saved_directories):
+    directory = str(saved_directories["e5"])
+    bare = SentenceTransformer(directory, device="cpu").encode(QUERY, prompt="")
+    same(HuggingFaceEmbeddings(model_name=directory, model_kwargs={"device": "cpu"}).embed_query(QUERY), bare)
+    same(HuggingFaceEmbedding(model_name=directory, device="cpu").get_query_embedding(QUERY), bare)
+    ours = CodiembEmbeddings(directory, device="cpu", compute="fp32").embed_query(QUERY)
+    assert np.abs(np.array(ours) - bare).max() > 0.01
