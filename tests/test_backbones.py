@@ -265,6 +265,33 @@ def test_a_tokenizer_without_padding_gets_some(tmp_path):
     assert plain.encode(["a", "a longer text"]).shape == (2, 32)
 
 
+def test_texts_are_not_put_into_a_chat_template(tmp_path):
+    network = save_network(DECODERS["qwen3"], tmp_path / "bare")
+    expected = backbones.load(network, device="cpu").encode(TEXTS)
+    byte_bpe_tokenizer(
+        chat_template="{% for message in messages %}user: {{ message['content'] }}{% endfor %}"
+    ).save_pretrained(network)
+    assert "message" in SentenceTransformer(str(network), device="cpu")[0].modality_config
+    model = LLMEmbeddingModel(network, device="cpu", compute="fp32")
+    model.save_pretrained(str(tmp_path / "saved"))
+    plain = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    for vectors in (model.encode(TEXTS), plain.encode(TEXTS)):
+        np.testing.assert_allclose(vectors, expected, atol=1e-6)
+
+
+def test_a_published_model_that_reads_chat_messages_still_does(tmp_path):
+    network = save_network(DECODERS["qwen3"], tmp_path / "bare")
+    byte_bpe_tokenizer(
+        chat_template="{% for message in messages %}user: {{ message['content'] }}{% endfor %}"
+    ).save_pretrained(network)
+    plain = SentenceTransformer(str(network), device="cpu")
+    plain.save_pretrained(str(tmp_path / "published"))
+    model = LLMEmbeddingModel(tmp_path / "published", device="cpu")
+    np.testing.assert_array_equal(model.encode(TEXTS), plain.encode(TEXTS))
+    with pytest.raises(ValueError, match="messages of its tokenizer's chat template"):
+        _ = model.embedding_pass
+
+
 # -- GGUF --------------------------------------------------------------------------------------------------------------
 
 GGUF_NAMES = {

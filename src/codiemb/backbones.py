@@ -138,6 +138,8 @@ def complete(model: SentenceTransformer, source: ModelSource, bidirectional: boo
                 f"`is_causal` in its configuration. Load it with bidirectional={not both_ways}."
             )
     if bare:
+        # A tokenizer's chat template is for chats: sentence-transformers would put every text into it.
+        model[0].modality_config.pop("message", None)
         pooling = next(module for module in model if isinstance(module, Pooling))
         pooling.pooling_mode = "mean" if both_ways else "lasttoken"
         model.append(Normalize())

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from typing_extensions import Unpack
 
 from codiemb import backbones
-from codiemb.encoding import EmbeddingPass
+from codiemb.encoding import EmbeddingPass, renders_chat
 from codiemb.instructions import instruction_for
 from codiemb.model_source import check_device, find
 from codiemb.prompts import TEMPLATES, InstructionTemplate, PromptedText, Side
@@ -139,7 +139,11 @@ class LLMEmbeddingModel(SentenceTransformer):
 
     @property
     def embedding_pass(self) -> EmbeddingPass:
-        """The text path that every method goes through, for the device and length limit of now."""
+        """The text path that every method goes through, for the device and length limit of now.
+
+        Raises:
+            ValueError: the model reads texts as chat messages; its methods encode as sentence-transformers' do.
+        """
         key = (self.device, self.max_seq_length, self.compute, self.token_budget)
         known: tuple[object, EmbeddingPass] | None = self.__dict__.get("_pass")
         if known is None or known[0] != key:
@@ -327,7 +331,8 @@ class LLMEmbeddingModel(SentenceTransformer):
     def _inference(self, inputs: list[str], **options: Any) -> Any:
         """Where sentence-transformers runs the network, in this process or in one of a pool."""
         max_rows = None if options["batch_size"] == _NO_LIMIT else options["batch_size"]
-        if options["output_value"] != "sentence_embedding" or options.get("processing_kwargs"):
+        other_path = options["output_value"] != "sentence_embedding" or options.get("processing_kwargs")
+        if other_path or renders_chat(self[0]):
             return super()._inference(inputs, **{**options, "batch_size": max_rows or 32})
         device = self._resolve_inference_device(options["device"])
         prompt, truncate_dim = options["prompt"] or "", options["truncate_dim"]

@@ -119,7 +119,7 @@ class EmbeddingPass(nn.Module):
         precision: `torch.bfloat16` for autocast, `torch.float32` for none, None for the faster on the device.
         middle_layer: also pool the states of this hidden layer (1-based), for losses on the middle of the network.
     Raises:
-        ValueError: the model has no Transformer module, or an argument is out of range.
+        ValueError: the model has no Transformer module or reads chat messages, or an argument is out of range.
 
     The tokenizer is set to cut texts at their end, so that a prompt is never cut away, also after saving.
     """
@@ -140,6 +140,11 @@ class EmbeddingPass(nn.Module):
             raise ValueError(
                 f"The model's first module is {type(transformer).__name__}, expected a sentence-transformers "
                 "Transformer. Load it with codiemb.backbones.load()."
+            )
+        if renders_chat(transformer):
+            raise ValueError(
+                "This model reads texts as messages of its tokenizer's chat template, which the embedding pass does "
+                "not do. Encode with sentence-transformers' own methods, or load the bare network it was made from."
             )
         if token_budget is None:
             token_budget = _CPU_TOKEN_BUDGET if model.device.type == "cpu" else _GPU_TOKEN_BUDGET
@@ -496,6 +501,11 @@ class EmbeddingPass(nn.Module):
                     yield pending.result()
             if ahead is not None:
                 yield ahead.result()
+
+
+def renders_chat(transformer: nn.Module) -> bool:
+    """Whether sentence-transformers puts each text into the tokenizer's chat template, as it does by default."""
+    return "message" in getattr(transformer, "modality_config", {})
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
