@@ -194,6 +194,8 @@ def test_failures_of_an_evaluation_are_shown(write, tmp_path):
     notes = "\n".join(build(read_runs([tmp_path])).notes)
     assert "org/mine: BQ failed: OSError: no disk" in notes
     assert "RuntimeError: once" not in notes
+    board = build(read_runs([tmp_path]), ALL_FOUND)
+    assert (set(board.tasks), board.rows[0].means["STS"].n) == ({"STSB", "BQ"}, 1)
 
 
 def test_tasks_that_mteb_does_not_know_have_the_type_of_the_evaluations_log(write, tmp_path):

@@ -226,8 +226,8 @@ def build(runs: Sequence[Run], benchmark: str | None = None, *, published: bool 
     """Put runs, and published scores of the benchmark, into one leaderboard.
 
     Args:
-        benchmark: a name that mteb knows, or `ALL_FOUND` for the tasks there are results of, on whatever splits
-            they have; None: MTEB(cmn, v1) if there is a result of one of its tasks, else `ALL_FOUND`.
+        benchmark: a name that mteb knows, or `ALL_FOUND` for the tasks that were run, on whatever splits; None:
+            MTEB(cmn, v1) if there is a result of one of its tasks, else `ALL_FOUND`.
     Raises:
         ValueError: mteb has no such benchmark, or no run has a result of one of its tasks.
     """
@@ -237,7 +237,7 @@ def build(runs: Sequence[Run], benchmark: str | None = None, *, published: bool 
     notes: list[str] = []
     instances: dict[str, AbsTask] = {}
     if benchmark == ALL_FOUND:
-        types = {name: _type_of(name, runs) for run in runs for name in run.results}
+        types = {name: _type_of(name, runs) for run in runs for name in (*run.results, *run.failures)}
         notes += _unlike(runs)
     else:
         benchmark, instances = _benchmark(benchmark)
@@ -294,7 +294,7 @@ def _scores(
     outside = [name for name in run.results if name not in tasks]
     if outside:
         notes.append(f"{label}: left out, not in the benchmark: {', '.join(outside)}.")
-    notes += [f"{label}: {name} failed: {error}" for name, error in run.failures.items() if name in missing]
+    notes += [f"{label}: {name} failed: {error}" for name, error in run.failures.items() if name not in run.results]
     notes += run.problems
     return scores
 
