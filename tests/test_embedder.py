@@ -14,7 +14,9 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-from tiny_models import TEXTS, assemble
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tiny_models import TEXTS, assemble, wordpiece_tokenizer
+from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from codiemb import LLMEmbeddingModel, backbones
 from codiemb.interface import Embedder
@@ -308,6 +310,27 @@ def test_a_shorter_limit_of_the_files_can_be_raised(encoder_directory, tmp_path)
     assert LLMEmbeddingModel(tmp_path, device="cpu", max_length=64).embedding_pass.max_length == 64
 
 
+def test_positions_that_start_behind_the_padding_index_are_not_counted(tmp_path):
+    config = XLMRobertaConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=66
+    )
+    XLMRobertaModel(config).save_pretrained(tmp_path)
+    wordpiece_tokenizer(model_max_length=32).save_pretrained(tmp_path)
+    long = LLMEmbeddingModel(tmp_path, device="cpu", max_length=64)
+    assert np.isfinite(long.encode(" ".join(TEXTS * 9))).all()
+    with pytest.raises(ValueError, match="reads at most 64 tokens"):
+        LLMEmbeddingModel(tmp_path, device="cpu", max_length=65)
+
+
+def test_models_that_are_no_transformer_encode_as_in_sentence_transformers(tmp_path):
+    static = StaticEmbedding(wordpiece_tokenizer().backend_tokenizer, embedding_dim=8)
+    plain = SentenceTransformer(modules=[static], device="cpu", prompts={"query": "query: "})
+    plain.save_pretrained(str(tmp_path))
+    model = LLMEmbeddingModel(tmp_path, device="cpu")
+    np.testing.assert_array_equal(model.encode_query(TEXTS), plain.encode_query(TEXTS))
+    assert model.encode_passages([]).shape == (0, 8)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -356,7 +379,7 @@ def test_a_template_can_be_given_itself(tiny_model_directory):
         (["a", None], r"inputs\[1\] is None, expected a text"),
         (["a", "b", 3], r"inputs\[2\] is '3' \(int\), expected a text"),
         ([["a", "b"]], r"inputs\[0\] is .* \(list\), expected a text"),
-        (np.array([1.0, 2.0]), r"inputs\[0\] is '1.0' \(float\)"),
+        (np.array([1.0, 2.0]), r"inputs\[0\] is '1.0' \(float64\)"),
         (None, "inputs is None, expected a text or a sequence of texts"),
         (7, r"inputs is '7' \(int\), expected a text or a sequence"),
         (b"bytes", r"inputs is .* \(bytes\), expected a text or a sequence"),

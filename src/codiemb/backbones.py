@@ -149,13 +149,17 @@ def complete(model: SentenceTransformer, source: ModelSource, bidirectional: boo
 
 def positions(model: SentenceTransformer) -> int | None:
     """Tokens that the network can read, special ones included; None where nothing limits it."""
-    network = model[0].model
+    network = getattr(model[0], "model", None)
+    if not isinstance(network, PreTrainedModel):
+        return model.max_seq_length
     limit = getattr(network.config.get_text_config(), "max_position_embeddings", None)
-    for name, module in network.named_modules() if isinstance(network, PreTrainedModel) else ():
+    if not isinstance(limit, int) or limit < 1:
+        return None
+    for name, module in network.named_modules():
         # RoBERTa's kind counts positions from the padding index on.
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None and limit:
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             return limit - module.padding_idx - 1
-    return limit if isinstance(limit, int) and limit > 0 else None
+    return limit
 
 
 def _reads_both_ways(network: PreTrainedModel) -> bool | None:

@@ -22,6 +22,7 @@ from typing import Any, Literal, TypedDict, TypeVar, cast
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Transformer
 from sentence_transformers.util.decorators import deprecated_kwargs
 from tqdm.auto import tqdm
 from typing_extensions import Unpack
@@ -142,7 +143,8 @@ class LLMEmbeddingModel(SentenceTransformer):
         """The text path that every method goes through, for the device and length limit of now.
 
         Raises:
-            ValueError: the model reads texts as chat messages; its methods encode as sentence-transformers' do.
+            ValueError: the model's first module is no Transformer, or puts texts into a chat template. The methods of
+                such a model encode as those of sentence-transformers do.
         """
         key = (self.device, self.max_seq_length, self.compute, self.token_budget)
         known: tuple[object, EmbeddingPass] | None = self.__dict__.get("_pass")
@@ -331,8 +333,8 @@ class LLMEmbeddingModel(SentenceTransformer):
     def _inference(self, inputs: list[str], **options: Any) -> Any:
         """Where sentence-transformers runs the network, in this process or in one of a pool."""
         max_rows = None if options["batch_size"] == _NO_LIMIT else options["batch_size"]
-        other_path = options["output_value"] != "sentence_embedding" or options.get("processing_kwargs")
-        if other_path or renders_chat(self[0]):
+        own_path = isinstance(self[0], Transformer) and not renders_chat(self[0])
+        if not own_path or options["output_value"] != "sentence_embedding" or options.get("processing_kwargs"):
             return super()._inference(inputs, **{**options, "batch_size": max_rows or 32})
         device = self._resolve_inference_device(options["device"])
         prompt, truncate_dim = options["prompt"] or "", options["truncate_dim"]
@@ -389,7 +391,7 @@ def _shared(model: SentenceTransformer, device: str | None, truncate_dim: int | 
 def _texts(inputs: Iterable[str]) -> list[str]:
     if isinstance(inputs, (bytes, Mapping)) or not isinstance(inputs, Iterable):
         raise TypeError(f"inputs is {_shown(inputs)}, expected a text or a sequence of texts.")
-    texts = inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)
+    texts = list(inputs)
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"inputs[{index}] is {_shown(text)}, expected a text (str).")
