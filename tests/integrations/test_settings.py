@@ -169,6 +169,16 @@ def test_the_official_api_by_name_keeps_credentials_out_of_all_that_is_saved(int
 
 
 @BOTH
+@pytest.mark.parametrize(
+    "settings", [{"secret_key": "keykeykey"}, {"api": {"token": "keykeykey"}}, {"api": "keykeykey"}]
+)
+def test_a_credential_that_is_refused_is_not_shown(integration, settings):
+    with pytest.raises(ValueError, match=r"secret_key|token|api") as refused:
+        integration("tencent-cloud:lke-text-embedding-v2", **settings)
+    assert "keykeykey" not in str(refused.value)
+
+
+@BOTH
 def test_an_api_client_by_instance_is_neither_saved_nor_pickled(integration, credentials):
     from codiemb.clients import TencentEmbeddingModel
 

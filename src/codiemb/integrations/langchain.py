@@ -40,7 +40,8 @@ class CodiembEmbeddings(ModelSettings, Serializable, Embeddings):
     instance cannot be saved, and says so.
     """
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    # Errors hide what was given: it may be a credential under a wrong name.
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), hide_input_in_errors=True)
 
     def __init__(self, model: str | Path | Embedder = "bundled", **settings: Any) -> None:
         super().__init__(model=model, **settings)

@@ -40,7 +40,8 @@ class CodiembEmbedding(ModelSettings, BaseEmbedding):
     with `disable_cache=True`.
     """
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    # Errors hide what was given: it may be a credential under a wrong name.
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), hide_input_in_errors=True)
 
     # Within a batch, texts are sorted by length and cut into passes by tokens: the more there are, the less is padding.
     embed_batch_size: int = Field(256, gt=0, le=2048)
