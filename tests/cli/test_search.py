@@ -1,8 +1,12 @@
 import io
 import json
 import shutil
+import signal
+import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 
 from codiemb import LLMEmbeddingModel
@@ -86,7 +90,7 @@ def test_queries_as_arguments(search, index, tiny_model_directory):
     first = content["queries"][0]["hits"]
     assert [hit["id"] for hit in first] == ["abc"[i] for i in (-expected).argsort()[:2]]
     assert [hit["score"] for hit in first] == pytest.approx(sorted(expected)[::-1][:2], abs=2e-6)
-    assert next(hit for hit in first if hit["id"] == "a")["metadata"] == {"lang": "en"} or "a" not in hits(out)[0]
+    assert [hit["metadata"] for hit in first] == [{"lang": "en"} if hit["id"] == "a" else {} for hit in first]
 
     status, out, err = search("query", "my.index", "how to bake")
     assert [line.split()[2] for line in out.splitlines()] == ["abc"[i] for i in (-expected).argsort()]
@@ -175,10 +179,29 @@ def test_an_index_knows_its_model(search, index, tiny_model_directory, tmp_path)
     assert len(DocumentIndex.load(index)) == 3
 
 
-def test_fewer_dimensions_are_remembered(search, tiny_model_directory):
-    build = ("build", tiny_model_directory, "corpus.jsonl", "-o", "small.index", "--truncate-dim", "8")
-    assert "8 dimensions" in search(*build)[1]
+def test_dimension_and_length_are_remembered(search, tiny_model_directory, tmp_path):
+    options = ("--truncate-dim", "8", "--max-length", "16")
+    assert "8 dimensions" in search("build", tiny_model_directory, "corpus.jsonl", "-o", "small.index", *options)[1]
     assert search("query", "small.index", "bread")[0] == 0
+    (tmp_path / "more.jsonl").write_text(json.dumps({**CORPUS[0], "_id": "d"}) + "\n")
+    assert search("add", "small.index", "more.jsonl")[0] == 0
+    vectors = np.load(tmp_path / "small.index" / "vectors.npy")
+    np.testing.assert_allclose(vectors[3], vectors[0], atol=1e-5)
+    whole = LLMEmbeddingModel(tiny_model_directory, device="cpu").encode_passages("Bread\nFeed the starter for a week.")
+    assert not np.allclose(vectors[0], whole[:8] / np.linalg.norm(whole[:8]), atol=1e-3)
+
+
+def test_a_polite_kill_leaves_nothing(tiny_model_directory, tmp_path):
+    (tmp_path / "many.txt").write_text("".join(f"line {number}\n" for number in range(50_000)))
+    command = [sys.executable, "-m", "codiemb", "search", "build", tiny_model_directory, "many.txt", "-o", "my.index"]
+    with subprocess.Popen(command, cwd=tmp_path) as process:
+        for _ in range(600):
+            if list(tmp_path.glob(".my.index.partial-*/*")):
+                break
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+    assert [path.name for path in tmp_path.iterdir()] == ["many.txt"]
 
 
 @pytest.mark.parametrize(

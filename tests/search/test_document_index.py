@@ -93,6 +93,12 @@ def test_one_document_and_k_larger_than_the_corpus(tmp_path):
     assert [hit.id for hit in hits] == ["only"]
 
 
+def test_blank_documents_are_kept_and_counted(tmp_path, caplog):
+    index = build(tmp_path / "index", [Document("a", "bread", {}), Document("b", " ", {}), Document("c", "", {})])
+    assert len(index) == 3
+    assert "2 documents are blank" in caplog.text
+
+
 def test_metadata_of_all_sorts(tmp_path):
     metadata = {"list": [1, None], "date": date(2026, 1, 2), "nan": float("nan"), "nested": {"a": "火"}, 1: b"x"}
     index = build(tmp_path / "index", [Document("a", "bread", metadata)])

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from codiemb.cli._bars import print_ranking
+from codiemb.cli._answers import Form, asked, print_answers, search_file
 from codiemb.cli._models import durable_name, load_model, passage_instruction
 
 if TYPE_CHECKING:
     from codiemb.embedder import LLMEmbeddingModel
     from codiemb.search import Answers, DocumentIndex
-
-_BATCH = 1024  # queries of a file that are searched together
 
 search_app = typer.Typer(
     no_args_is_help=True,
@@ -88,6 +87,7 @@ def build_command(
             kind=kind,
             metric=_metric(encoder),
             instruction=instruction,
+            max_length=encoder.max_seq_length,
             overwrite=overwrite,
             on_progress=on_progress,
         )
@@ -104,7 +104,6 @@ def add_command(
     ] = None,
     model: Model = None,
     device: Device = None,
-    max_length: MaxLength = None,
     as_json: AsJson = False,
 ) -> None:
     """Add documents to an index; only these are embedded. Until it is done, the index is as it was.
@@ -117,7 +116,7 @@ def add_command(
 
     old = DocumentIndex.load(index)
     source = read_documents(documents, text_field=text_field, first_number=len(old) + 1)
-    encoder, own = _model_of(old, model, device, max_length)
+    encoder, own = _model_of(old, model, device)
     with _progress() as on_progress:
         new = old.add(source, encoder, fingerprint=own, kind=kind, on_progress=on_progress)
     _print_about(new, as_json)
@@ -141,9 +140,7 @@ def query_command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Of --queries: a file, as --format; stdout by default.")
     ] = None,
-    output_format: Annotated[
-        Literal["jsonl", "trec"], typer.Option("--format", help="Of --queries: JSON lines or a TREC run.")
-    ] = "jsonl",
+    output_format: Annotated[Form, typer.Option("--format", help="Of --queries: JSON lines or a TREC run.")] = "jsonl",
     top: Annotated[int, typer.Option("--top", "-k", min=1, help="Documents for each query.")] = 10,
     instruction: Annotated[
         str | None,
@@ -177,22 +174,26 @@ def query_command(
         return opened.search(texts, encoder, top, instruction=instruction)
 
     if file is not None:
-        _search_file(search, file, output, output_format)
+        search_file(search, file, output, output_format)
     elif queries:
-        _print_answers(queries, search(queries), as_json)
+        print_answers(queries, search(queries), as_json)
     else:
-        for query in _asked():
-            _print_answers([query], search([query]), as_json)
+        for query in asked():
+            print_answers([query], search([query]), as_json)
 
 
 def _model_of(
-    index: DocumentIndex, name: str | None, device: str | None, max_length: int | None
+    index: DocumentIndex, name: str | None, device: str | None, max_length: int | None = None
 ) -> tuple[LLMEmbeddingModel, str]:
     """The model that an index was made with, or its copy `name`, and the fingerprint of what was loaded."""
     from codiemb.fingerprint import fingerprint
 
+    about = index.manifest
     encoder = load_model(
-        name or index.manifest.model, device=device, max_length=max_length, truncate_dim=index.manifest.dimension
+        name or about.model,
+        device=device,
+        max_length=max_length or about.max_length,
+        truncate_dim=about.dimension,
     )
     return encoder, fingerprint(encoder)
 
@@ -202,89 +203,6 @@ def _metric(encoder: LLMEmbeddingModel) -> Literal["cosine", "dot"]:
     if name not in ("cosine", "dot"):
         raise ValueError(f"The model compares vectors by {name}; an index can do so by cosine or dot.")
     return "cosine" if name == "cosine" else "dot"
-
-
-def _asked() -> Iterator[str]:
-    """Queries from the terminal, until its end (Ctrl-D), or lines of stdin."""
-    if not sys.stdin.isatty():
-        yield from (line for line in map(str.strip, sys.stdin) if line)
-        return
-    console = Console(stderr=True)
-    console.print("Type a query; Ctrl-D ends.", style="dim")
-    while True:
-        try:
-            query = input("query> ").strip()
-        except (EOFError, KeyboardInterrupt):
-            console.print()
-            return
-        if query:
-            yield query
-
-
-def _search_file(
-    search: Callable[[Sequence[str]], Answers], file: Path, output: Path | None, output_format: str
-) -> None:
-    from itertools import islice
-
-    from codiemb.data.documents import read_documents
-    from codiemb.data.writers import replacing
-
-    form = _trec_lines if output_format == "trec" else _json_lines
-    source = read_documents(file)
-    embed = find = 0.0
-    count = 0
-
-    def lines() -> Iterator[str]:
-        nonlocal embed, find, count
-        while batch := list(islice(source, _BATCH)):
-            answers = search([query.text for query in batch])
-            embed += answers.embed_seconds
-            find += answers.search_seconds
-            count += len(batch)
-            for query, hits in zip(batch, answers.hits, strict=True):
-                yield from form(query.id, query.text, hits)
-
-    if output is None:
-        sys.stdout.writelines(lines())
-    else:
-        with replacing(output) as partial, partial.open("w", encoding="utf-8") as stream:
-            stream.writelines(lines())
-    shown = f"{count} queries: embedding {1000 * embed / count:.2f} ms, search {1000 * find / count:.2f} ms a query"
-    Console(stderr=True).print(shown, highlight=False)
-
-
-def _json_lines(id_: str, query: str, hits: Sequence[Any]) -> Iterator[str]:
-    found = [{"rank": rank, **hit._asdict()} for rank, hit in enumerate(hits, 1)]
-    yield json.dumps({"query_id": id_, "query": query, "hits": found}, ensure_ascii=False) + "\n"
-
-
-def _trec_lines(id_: str, _: str, hits: Sequence[Any]) -> Iterator[str]:
-    for rank, hit in enumerate(hits, 1):
-        for name in (id_, hit.id):
-            if len(name.split()) != 1:
-                raise ValueError(f"The id {name!r} has white space, which a TREC run cannot hold. Use --format jsonl.")
-        yield f"{id_} Q0 {hit.id} {rank} {hit.score:.6f} codiemb\n"
-
-
-def _print_answers(queries: Sequence[str], answers: Answers, as_json: bool) -> None:
-    milliseconds = {
-        "embedding_ms": round(1000 * answers.embed_seconds, 3),
-        "search_ms": round(1000 * answers.search_seconds, 3),
-    }
-    if as_json:
-        found = [
-            {"query": query, "hits": [{"rank": rank, **hit._asdict()} for rank, hit in enumerate(hits, 1)]}
-            for query, hits in zip(queries, answers.hits, strict=True)
-        ]
-        print(json.dumps({"queries": found, **milliseconds}, ensure_ascii=False))
-        return
-    console = Console()
-    for query, hits in zip(queries, answers.hits, strict=True):
-        if len(queries) > 1:
-            console.print(query, style="bold", highlight=False, markup=False, soft_wrap=True)
-        print_ranking(console, ((hit.score, f"{hit.id}  {hit.text}") for hit in hits))
-    shown = "embedding {embedding_ms:.1f} ms, search {search_ms:.1f} ms".format(**milliseconds)
-    Console(stderr=True).print(shown, style="dim", highlight=False)
 
 
 def _print_about(index: DocumentIndex, as_json: bool) -> None:
@@ -301,14 +219,27 @@ def _print_about(index: DocumentIndex, as_json: bool) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int], None]]:
+    """A line that counts documents. A polite kill ends like an error meanwhile, so that nothing is left."""
+    stopped = False
+
+    def stop(*_: object) -> NoReturn:
+        nonlocal stopped
+        stopped = True
+        sys.exit(128 + signal.SIGTERM)
+
+    def advance(count: int) -> None:
+        if stopped:  # a library caught the exception
+            sys.exit(128 + signal.SIGTERM)
+        progress.advance(task, count)
+        speed = progress.tasks[task].speed
+        progress.update(task, rate=f"{speed:,.0f} texts/s" if speed else "")
+
     console = Console(stderr=True)
     columns = SpinnerColumn(), TextColumn("embedding"), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
-    with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=None, rate="")
-
-        def advance(count: int) -> None:
-            progress.advance(task, count)
-            speed = progress.tasks[task].speed
-            progress.update(task, rate=f"{speed:,.0f} texts/s" if speed else "")
-
-        yield advance
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as progress:
+            task = progress.add_task("", total=None, rate="")
+            yield advance
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from itertools import chain
@@ -18,6 +19,8 @@ from codiemb.search.finders import Kind, SearchIndexError
 from codiemb.search.manifest import MANIFEST_FILE, Manifest, Metric, new_directory, read_manifest
 from codiemb.search.store import TEXTS_FILE, TextStore, TextWriter, windows
 from codiemb.search.vectors import VectorIndex
+
+logger = logging.getLogger(__name__)
 
 _PACKAGES = ("codiemb", "sentence-transformers", "transformers", "torch", "numpy")
 
@@ -65,6 +68,7 @@ class DocumentIndex:
         kind: Kind | Literal["auto"] = "auto",
         metric: Metric = "cosine",
         instruction: str | None = None,
+        max_length: int | None = None,
         overwrite: bool = False,
         on_progress: Callable[[int], None] | None = None,
     ) -> DocumentIndex:
@@ -75,13 +79,20 @@ class DocumentIndex:
             directory: of the index; may not exist, unless `overwrite` and it is an index.
             model, fingerprint: the embedder's name, and what tells its vectors from others.
             instruction: for the documents; None takes the model's own prompt.
+            max_length: tokens that the embedder cuts documents to; noted, for those that are added later.
             on_progress: called with the number of documents just embedded.
         Raises:
             SearchIndexError: no documents, an id that is there twice, or a directory that is in the way.
             OSError: it cannot be written, as on a full disk; nothing is left then.
         """
         embedded = _embedded(documents, embedder, metric, instruction, on_progress)
-        about = {"model": model, "fingerprint": fingerprint, "metric": metric, "instruction": instruction}
+        about = {
+            "model": model,
+            "fingerprint": fingerprint,
+            "metric": metric,
+            "instruction": instruction,
+            "max_length": max_length,
+        }
         return cls._write(embedded, directory, about, kind, overwrite)
 
     def add(
@@ -102,7 +113,7 @@ class DocumentIndex:
             SearchIndexError: as `build`, or the index was made by another model.
         """
         self.check(fingerprint)
-        about = self.manifest.model_dump(include={"model", "fingerprint", "metric", "instruction"})
+        about = self.manifest.model_dump(include={"model", "fingerprint", "metric", "instruction", "max_length"})
         embedded = _embedded(documents, embedder, self.manifest.metric, self.manifest.instruction, on_progress)
         return self._write(chain(self._stored(), embedded), self.directory, about, kind or self.manifest.kind, True)
 
@@ -215,12 +226,16 @@ def _embedded(
     instruction: str | None,
     on_progress: Callable[[int], None] | None,
 ) -> Iterator[tuple[Sequence[Document], np.ndarray]]:
+    blank = 0
     for window in windows(documents):
         texts = [document.text for document in window]
+        blank += sum(not text.strip() for text in texts)
         vectors = _comparable(embedder.encode_passages(texts, instruction=instruction), metric)
         if on_progress:
             on_progress(len(window))
         yield window, vectors
+    if blank:
+        logger.warning("%d documents are blank; they are in the index, and can be found.", blank)
 
 
 def _comparable(vectors: np.ndarray, metric: Metric) -> np.ndarray:

@@ -32,6 +32,7 @@ class Manifest(BaseModel):
         fingerprint: tells its vectors from those of other models, see `codiemb.fingerprint`.
         metric: `cosine` (vectors were brought to length 1) or `dot`.
         instruction: what the documents were embedded with, besides the model's own prompt.
+        max_length: tokens that documents were cut to; None if nothing says.
         files: bytes of each other file.
         versions: of the packages that made the index.
     """
@@ -47,6 +48,7 @@ class Manifest(BaseModel):
     kind: Kind
     metric: Metric
     instruction: str | None
+    max_length: int | None
     files: dict[str, int]
     versions: dict[str, str]
 
