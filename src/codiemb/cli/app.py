@@ -61,6 +61,8 @@ def _register() -> None:
     from codiemb.cli.demo import demo_command
     from codiemb.cli.evaluate import evaluate_command
     from codiemb.cli.fuse import fuse_command
+    from codiemb.cli.geometry import geometry_command
+    from codiemb.cli.leaderboard import leaderboard_command
     from codiemb.cli.search import search_app
     from codiemb.cli.train import train_command
 
@@ -69,6 +71,8 @@ def _register() -> None:
         "train": train_command,
         "evaluate": evaluate_command,
         "compare": compare_command,
+        "leaderboard": leaderboard_command,
+        "geometry": geometry_command,
         "fuse": fuse_command,
     }
     for name, command in commands.items():
