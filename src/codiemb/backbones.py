@@ -23,6 +23,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from transformers import PreTrainedModel
 
+from codiemb.extras import require
 from codiemb.model_source import WHAT_TO_GIVE, ModelError, ModelSource, check_device, find
 from codiemb.prompts import TEMPLATES, InstructionTemplate
 
@@ -103,6 +104,8 @@ def arguments(
     model_kwargs: dict[str, Any] = {"dtype": torch.float32, **everywhere}
     if attention is not None:
         model_kwargs["attn_implementation"] = attention
+    if source.gguf is not None:
+        require("gguf", "gguf")
     if source.gguf is not None and hasattr(transformers, "GgufConfig"):  # older versions always unpack
         model_kwargs["quantization_config"] = transformers.GgufConfig(dequantize=True)
     rates = {} if dropout is None else _dropout_settings(source, dropout)
