@@ -59,6 +59,7 @@ def _register() -> None:
     from codiemb.cli.compare import compare_command
     from codiemb.cli.data import data_app
     from codiemb.cli.demo import demo_command
+    from codiemb.cli.embed import embed_command
     from codiemb.cli.evaluate import evaluate_command
     from codiemb.cli.fuse import fuse_command
     from codiemb.cli.geometry import geometry_command
@@ -70,6 +71,7 @@ def _register() -> None:
         "demo": demo_command,
         "train": train_command,
         "evaluate": evaluate_command,
+        "embed": embed_command,
         "compare": compare_command,
         "leaderboard": leaderboard_command,
         "geometry": geometry_command,
