@@ -14,7 +14,7 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from sentence_transformers.sentence_transformer.modules import Pooling, Router, StaticEmbedding, Transformer
 from tiny_models import TEXTS, assemble, wordpiece_tokenizer
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
@@ -173,6 +173,24 @@ def test_a_loaded_model_is_shared(tiny_model):
     assert tiny_model.prompts == {"query": "query: ", "document": "passage: "}
 
 
+@pytest.mark.parametrize("options", [{"attention": "eager"}, {"bidirectional": True}])
+def test_a_loaded_model_cannot_be_loaded_otherwise(tiny_model, options):
+    with pytest.raises(ValueError, match=r"a loaded model keeps its own\. Load it by name"):
+        LLMEmbeddingModel(tiny_model, **options)
+
+
+def test_a_model_with_a_module_for_each_side_gets_the_side(encoder_directory, tmp_path):
+    short, long = Transformer(str(encoder_directory)), Transformer(str(encoder_directory))
+    with torch.no_grad():
+        long.model.embeddings.word_embeddings.weight.mul_(-1)
+    sides = {"query": [short, Pooling(32)], "document": [long, Pooling(32)]}
+    plain = SentenceTransformer(modules=[Router.for_query_document(*sides.values())], device="cpu")
+    model = LLMEmbeddingModel(plain)
+    for method in ("encode_query", "encode_document"):
+        np.testing.assert_array_equal(getattr(model, method)(TEXTS), getattr(plain, method)(TEXTS))
+    assert not np.allclose(model.encode_query(TEXTS), model.encode_document(TEXTS), atol=1e-3)
+
+
 def test_importing_the_package_does_not_load_torch():
     code = "import sys, codiemb, codiemb.interface, codiemb.instructions; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -254,12 +272,14 @@ def test_no_texts_have_the_shape_and_type_of_some(model, precision, truncate_dim
     assert model.encode([], convert_to_tensor=True, **options).shape == (0, some.shape[1])
     assert model.encode([], convert_to_numpy=False) == []
     assert model.encode([], output_value="token_embeddings") == []
+    with pytest.raises(ValueError, match="precision='int4', expected one of: float32, int8"):
+        model.encode([], precision="int4")
 
 
 def test_a_single_text_gives_a_single_vector(model):
     for method in (model.encode, model.encode_query, model.encode_document, model.encode_queries):
         np.testing.assert_allclose(method(TEXTS[0]), method([TEXTS[0]])[0], atol=1e-6)
-    assert model.encode(TEXTS[0], convert_to_tensor=True).shape == (32,)
+    assert model.encode(TEXTS[0], convert_to_tensor=True, device=torch.device("cpu")).shape == (32,)
 
 
 def test_a_larger_dimension_than_the_models_own_is_given(tiny_model_directory, model):
@@ -436,7 +456,7 @@ def test_a_million_characters_are_cut_first(model):
 def test_a_gpu_that_is_not_there_is_refused(tiny_model_directory, model):
     with pytest.raises(backbones.ModelError, match=r"cuda.*Use device 'cpu'"):
         LLMEmbeddingModel(tiny_model_directory, device="cuda")
-    for device in ("cuda", ["cpu", "cuda:1"]):
+    for device in ("cuda", torch.device("cuda"), ["cpu", "cuda:1"]):
         with pytest.raises(backbones.ModelError, match=r"cuda.*Use device 'cpu'"):
             model.encode(TEXTS, device=device)
 

@@ -64,10 +64,10 @@ class EncodeOptions(TypedDict, total=False):
     batch_size: int | None
     show_progress_bar: bool | None
     output_value: Literal["sentence_embedding", "token_embeddings"] | None
-    precision: Precision
+    precision: Precision | None
     convert_to_numpy: bool
     convert_to_tensor: bool
-    device: str | list[str] | None
+    device: str | torch.device | list[str] | None
     normalize_embeddings: bool
     truncate_dim: int | None
     pool: dict[str, Any] | None
@@ -115,6 +115,9 @@ class LLMEmbeddingModel(SentenceTransformer):
     ) -> None:
         _check_choices(template, compute, max_length, token_budget, truncate_dim)
         if isinstance(name, SentenceTransformer):
+            fixed = {"attention": attention, "bidirectional": bidirectional}
+            if given := [option for option, value in fixed.items() if value is not None]:
+                raise ValueError(f"{given[0]}={fixed[given[0]]!r}, but a loaded model keeps its own. Load it by name.")
             super().__init__(**{**_shared(name, device, truncate_dim), **options})
             self.prompts = options.get("prompts") or dict(name.prompts)  # without the empty ones that are added
             own = getattr(name, "template", None) or backbones.template_of(name)
@@ -172,10 +175,10 @@ class LLMEmbeddingModel(SentenceTransformer):
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
         output_value: Literal["sentence_embedding", "token_embeddings"] | None = "sentence_embedding",
-        precision: Precision = "float32",
+        precision: Precision | None = "float32",
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
-        device: str | list[str] | None = None,
+        device: str | torch.device | list[str] | None = None,
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
         pool: dict[str, Any] | None = None,
@@ -218,8 +221,12 @@ class LLMEmbeddingModel(SentenceTransformer):
         texts = [inputs] if isinstance(inputs, str) else _texts(inputs)
         if instruction is not None:
             prompt = self._instructed("query", instruction, prompt_name, prompt)
-        for name in [device] if isinstance(device, str) else device or ():
-            check_device(name)
+        for one in device if isinstance(device, (list, tuple)) else [device]:
+            if one is not None:
+                check_device(one)
+        precision = precision or "float32"  # evaluators of sentence-transformers pass None
+        if precision not in _EMPTY_TYPES:
+            raise ValueError(f"precision={precision!r}, expected one of: {', '.join(_EMPTY_TYPES)}.")
         if not texts and output_value == "sentence_embedding":
             return self._no_vectors(precision, truncate_dim, convert_to_numpy, convert_to_tensor)
         return super().encode(
@@ -301,7 +308,8 @@ class LLMEmbeddingModel(SentenceTransformer):
             prompt = self._instructed(side, instruction, prompt_name, prompt)
         elif prompt is None and prompt_name is None:
             prompt_name = next((name for name in _PROMPT_NAMES[side] if name in self.prompts), None)
-        return self.encode(inputs, prompt_name, prompt, **options)
+        # The side is also the task that a model with a module for each side goes by.
+        return self.encode(inputs, prompt_name, prompt, task=side, **options)
 
     def _instructed(self, side: Side, instruction: str, prompt_name: str | None, prompt: str | None) -> str:
         if prompt is not None or prompt_name is not None:

@@ -76,13 +76,13 @@ WHAT_TO_GIVE = (
 )
 
 
-def check_device(device: str) -> None:
+def check_device(device: str | torch.device) -> None:
     """Raise a `ModelError` that says why, if `device` cannot be used on this machine."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0].partition(". ")[0]
-        raise ModelError(f"device {device!r} cannot be used here: {reason}. Use device 'cpu'.") from error
+        raise ModelError(f"device {str(device)!r} cannot be used here: {reason}. Use device 'cpu'.") from error
 
 
 def _check_directory(path: Path) -> str | None:
