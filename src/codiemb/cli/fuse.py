@@ -83,9 +83,10 @@ def fuse_command(
 def delta_table(layers: Sequence[LayerDelta], checkpoints: Sequence[str]) -> Table:
     """Norms of each checkpoint's deltas over the base's norm, in percent, and the cosines between each two."""
     legend = "\n".join(f"{k}: {name}" for k, name in enumerate(checkpoints, 1))
-    table = Table(title="Change from the base, in % of its norm; cosines between changes", caption=legend)
-    table.add_column("layer")
     pairs = list(combinations(range(len(checkpoints)), 2))
+    title = "Change from the base, in % of its norm" + ("; cosines between changes" if pairs else "")
+    table = Table(title=title, title_justify="left", caption=legend, caption_justify="left")
+    table.add_column("layer")
     fused = bool(layers[0].weights)
     headings = [f"change {k + 1}" for k in range(len(checkpoints))] + [f"cos {j + 1},{k + 1}" for j, k in pairs]
     headings += [f"weight {k + 1}" for k in range(len(checkpoints))] if fused else []

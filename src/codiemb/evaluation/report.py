@@ -175,6 +175,7 @@ def comparison_table(comparison: Mapping[str, Any], *, arrows: bool) -> Table:
     more = (f"difference\n{_interval_heading([found['level']] if found else [])}", "p") if tested else ("difference",)
     table = _table(f"{names[0]} against {names[1]}", "metric", "n", *map(_short, names), *more)
     table.columns[1].justify = "left"
+    table.columns[5].no_wrap = tested
     for task in tasks:
         metric = _METRIC_NAMES[task["main_metric"]]
         cells = _cells(task["main_score"], arrows)
