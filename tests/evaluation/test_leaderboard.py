@@ -157,6 +157,21 @@ def test_a_folder_given_twice_counts_once(write, tmp_path):
     assert len(read_runs([tmp_path, folder])) == 1
 
 
+def test_files_of_one_folder_given_one_by_one(write):
+    folder = write(tasks=["STSB", "BQ", "LCQMC"])
+    (run,) = read_runs([folder / "STSB.json", folder / "BQ.json"])
+    assert set(run.results) == {"STSB", "BQ"}
+
+
+def test_a_folder_of_broken_results_only_is_not_passed_over_in_silence(write, tmp_path, caplog):
+    write(tasks=["STSB"])
+    broken = tmp_path / "results" / "org__broken" / "r1"
+    broken.mkdir(parents=True)
+    (broken / "BQ.json").write_text('{"task_name": "BQ", "sco')
+    assert len(read_runs([tmp_path])) == 1
+    assert "org__broken/r1/BQ.json: not JSON" in caplog.text
+
+
 def test_labels_tell_revisions_and_folders_apart(write, tmp_path):
     write(revision="a" * 40, tasks=["STSB"])
     write(revision="b" * 40, tasks=["STSB"])
@@ -190,10 +205,11 @@ def test_failures_of_an_evaluation_are_shown(write, tmp_path):
         {"task": "LCQMC", "type": "STS", "state": "failed", "error": "RuntimeError: once"},
         {"task": "LCQMC", "type": "STS", "state": "measured", "error": ""},
     ]
-    (folder / "tasks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "tasks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"task": "QB')
     notes = "\n".join(build(read_runs([tmp_path])).notes)
     assert "org/mine: BQ failed: OSError: no disk" in notes
     assert "RuntimeError: once" not in notes
+    assert "tasks.jsonl:4: not JSON" in notes
     board = build(read_runs([tmp_path]), ALL_FOUND)
     assert (set(board.tasks), board.rows[0].means["STS"].n) == ({"STSB", "BQ"}, 1)
 

@@ -8,6 +8,7 @@ All scores are in 0..100.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,8 @@ from codiemb.extras import require
 if TYPE_CHECKING:
     from mteb import AbsTask
     from mteb.results import TaskResult
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_BENCHMARK = "MTEB(cmn, v1)"
 ALL_FOUND = "all tasks found"
@@ -148,16 +151,16 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
         ValueError: no results at all, or two results of one task in one folder.
     """
     runs: dict[Path, Run] = {}
+    seen: set[Path] = set()
     roots = [Path(path) for path in paths]
     for root in roots:
         if not root.exists():
             raise FileNotFoundError(f"{root}: no such file or folder; expected a folder of mteb results.")
-        seen = set(runs)
         files = [*root.rglob("*.json"), *root.rglob(_LOG_FILE)] if root.is_dir() else [root]
         for file in sorted(files):
-            folder = file.parent.resolve()
             hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
-            if folder not in seen and not hidden and file.name != "model_meta.json":
+            if file.resolve() not in seen and not hidden and file.name != "model_meta.json":
+                seen.add(file.resolve())
                 _read_file(file, root, runs)
     found = [run for run in runs.values() if run.results or run.failures]
     if not any(run.results for run in found):
@@ -167,6 +170,10 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
             f"No results under {', '.join(map(str, roots))}; expected mteb's layout MODEL/REVISION/TASK.json, as "
             f"`codiemb evaluate` writes it with --benchmark, --tasks or --as-mteb.{problems}"
         )
+    for run in runs.values():
+        if run not in found:  # in no row, and its problems in no note
+            for problem in run.problems:
+                logger.warning("%s", problem)
     return found
 
 
@@ -195,8 +202,12 @@ def _read_file(file: Path, root: Path, runs: dict[Path, Run]) -> None:
 
 
 def _read_log(file: Path, run: Run) -> None:
-    for line in file.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            entry = json.loads(line)
+        except ValueError as error:  # the last line of a run that was killed
+            run.problems.append(f"{file}:{number}: not JSON: {error}")
+            continue
         run.types[entry["task"]] = entry["type"]
         run.failures.pop(entry["task"], None)  # the last run of a task counts
         if entry["state"] == "failed":
