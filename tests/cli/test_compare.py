@@ -60,9 +60,13 @@ def test_json_and_several_queries(compare):
             assert entry["passage"] == [*PASSAGES, PASSAGES[1]][entry["index"]]
 
 
-def test_equal_passages_keep_their_order(compare):
-    _, out, _ = compare("bread", *["same"] * 5, "--json")
-    assert [entry["index"] for entry in json.loads(out)["queries"][0]["ranking"]] == [0, 1, 2, 3, 4]
+def test_equal_passages_tie_and_keep_their_order(compare):
+    _, out, _ = compare("bread", *PASSAGES * 5, "--json")
+    ranking = json.loads(out)["queries"][0]["ranking"]
+    for start in range(0, 15, 5):
+        group = ranking[start : start + 5]
+        assert len({entry["score"] for entry in group}) == 1
+        assert [entry["index"] for entry in group] == list(range(group[0]["index"], 15, 3))
 
 
 def test_passages_from_stdin_and_files(compare, tmp_path):

@@ -47,8 +47,10 @@ def compare_command(
         raise ValueError("No passages to rank. Give them behind the query, with --passages FILE, or on stdin.")
     encoder = load_model(model, device=device, max_length=max_length)
     query_vectors = encoder.encode_queries(queries, instruction=instruction)
-    passage_vectors = encoder.encode_passages(texts, instruction=passage_instruction(instruction))
-    scores = encoder.similarity(query_vectors, passage_vectors).cpu().numpy()
+    # Each once: where a passage stands in a matrix may change the last bit of its score, and equal ones are to tie.
+    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    passage_vectors = encoder.encode_passages(list(places), instruction=passage_instruction(instruction))
+    scores = encoder.similarity(query_vectors, passage_vectors).cpu().numpy()[:, [places[text] for text in texts]]
     orders = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     if as_json:
         rankings: list[dict[str, Any]] = [

@@ -17,7 +17,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 FLAT_LIMIT = 100_000
 """Vectors up to which exact search is chosen: about 5 ms a query with 384 dimensions."""
 HNSW_LIMIT = 1_000_000
-"""Vectors up to which HNSW is chosen: its links take 270 bytes a vector, and building it longer than lists take."""
+"""Vectors up to which HNSW is chosen: its links take 270 bytes a vector, and lists are built faster."""
 
 _HNSW_LINKS = 32
 _HNSW_BUILD_WIDTH = 80
