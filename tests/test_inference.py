@@ -193,3 +193,10 @@ def test_a_failing_worker_fails_the_call(tiny_model, monkeypatch):
     monkeypatch.setattr(embedding_pass, "_token_states", fail)
     with pytest.raises(RuntimeError, match="broken"):
         embedding_pass.encode([PromptedText("", text * 9) for text in TEXTS])
+
+
+def test_a_text_without_any_token_embeds_as_zeros_here_too(networks):
+    torch.set_num_threads(2)
+    embedding_pass = EmbeddingPass(networks("decoder"), precision=torch.bfloat16)
+    assert (embedding_pass.encode([PromptedText("", "")]) == 0).all()
+    assert embedding_pass._copy.transformer is not embedding_pass.transformer

@@ -304,7 +304,7 @@ class EmbeddingPass(nn.Module):
         if pool is not None and len(chunks) > 1:
             try:
                 return chunks, list(pool.map(embed, chunks))
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
                     raise
             # Several chunks at once were too many: one by one.
@@ -317,7 +317,7 @@ class EmbeddingPass(nn.Module):
                 outputs.append(self._embed_chunk(network, *self._inputs(batch, chunk)))
                 done.append(chunk)
                 continue
-            except RuntimeError as error:  # torch.OutOfMemoryError is one
+            except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is the former
                 if not _is_out_of_memory(error):
                     raise
                 if len(chunk) == 1:
@@ -345,7 +345,7 @@ class EmbeddingPass(nn.Module):
         """Padded tokens of a chunk; with several workers, such that all of them have work to the end."""
         if pool is None:
             return self.token_budget
-        rounds = -(-tokens // (pool._max_workers * self.token_budget))
+        rounds = max(1, -(-tokens // (pool._max_workers * self.token_budget)))
         return min(self.token_budget, max(_LEAST_CHUNK, -(-tokens // (rounds * pool._max_workers))))
 
     def _inputs(self, batch: TokenBatch, chunk: list[int]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
@@ -508,9 +508,14 @@ def renders_chat(transformer: nn.Module) -> bool:
     return "message" in getattr(transformer, "modality_config", {})
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # A CPU's allocator has no error class of its own.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    # On a CPU there is no error class for it: these are what torch's allocator and oneDNN say.
+    said = str(error)
+    return (
+        isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        or "can't allocate memory" in said
+        or said in ("could not create a primitive", "could not create a memory object")
+    )
 
 
 def _hidden_layers(transformer: Transformer) -> nn.ModuleList:
