@@ -9,11 +9,11 @@ from inspect import signature
 
 import numpy as np
 import pytest
-from conftest import INSTRUCTION, PASSAGES, QUERY, Recorder, Waiting
 from langchain_community.vectorstores import FAISS
 from langchain_community.vectorstores.utils import DistanceStrategy
 from langchain_core.documents import Document
 from langchain_core.load import dumpd, dumps, load
+from recording_embedders import INSTRUCTION, PASSAGES, QUERY, Recorder, Waiting
 
 from codiemb import LLMEmbeddingModel
 from codiemb.integrations import CodiembEmbeddings

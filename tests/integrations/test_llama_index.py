@@ -9,13 +9,13 @@ import threading
 import faiss
 import numpy as np
 import pytest
-from conftest import INSTRUCTION, PASSAGES, QUERY, Recorder, Waiting
 from llama_index.core import Document, Settings, StorageContext, VectorStoreIndex
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.schema import MetadataMode, TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
 from llama_index.vector_stores.faiss import FaissVectorStore
+from recording_embedders import INSTRUCTION, PASSAGES, QUERY, Recorder, Waiting
 
 from codiemb import LLMEmbeddingModel
 from codiemb.integrations import CodiembEmbedding

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import PASSAGES, QUERY
 from langchain_huggingface import HuggingFaceEmbeddings
 from llama_index.embeddings.huggingface import HuggingFaceEmbedding
+from recording_embedders import PASSAGES, QUERY
 from sentence_transformers import SentenceTransformer
 
 from codiemb import LLMEmbeddingModel

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import INSTRUCTION, PASSAGES, QUERY, Crowd, Recorder
+from recording_embedders import INSTRUCTION, PASSAGES, QUERY, Crowd, Recorder
 from sentence_transformers import SentenceTransformer
 
 from codiemb import LLMEmbeddingModel

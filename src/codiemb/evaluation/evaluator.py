@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 import codiemb
 from codiemb.data.documents import DOCUMENT_TEXT
 from codiemb.data.examples import Text
-from codiemb.encoding import EmbeddingPass, TokenBatch
+from codiemb.encoding import EmbeddingPass
 from codiemb.evaluation.metrics import RANKING_DEPTH, TIES, Ranking, correlations, rank_documents, ranking_metrics, unit
 from codiemb.evaluation.tasks import EvalTask, EvalType, PairTask, RerankingTask, RetrievalTask
 from codiemb.prompts import InstructionTemplate, PromptedText, Side
@@ -35,6 +34,7 @@ GROUPS: Mapping[EvalType, str] = {"ir": "ir", "sts": "sts", "pair_classification
 
 OnProgress = Callable[[int, int], None]
 _SHOWN_PROMPTS = 5
+_WINDOW = 1024  # texts between two reports of progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,8 +207,7 @@ class _Embedder:
                 "%s: the model's template reads an instruction and the data has none, so texts get no prompt.", name
             )
         self._texts = len(places)
-        with self._watched(len(places)):
-            vectors = self._pass.encode(places)
+        vectors = self._encode(list(places))
         if not np.isfinite(vectors).all():
             bad = list(places)[int(np.argmin(np.isfinite(vectors).all(axis=1)))]
             raise ValueError(
@@ -218,30 +217,20 @@ class _Embedder:
         vectors = unit(vectors)
         return vectors if len(places) == len(rows) else vectors[rows]
 
-    @contextmanager
-    def _watched(self, total: int) -> Iterator[None]:
-        """Count the tokens of every batch that the pass embeds, and report after every chunk of it."""
+    def _encode(self, texts: Sequence[PromptedText]) -> np.ndarray:
+        """Embed in windows, counting tokens and reporting after each."""
+        parts: list[np.ndarray] = [np.zeros((0, self._pass.dimension), dtype=np.float32)]
+        windows = (texts[start : start + _WINDOW] for start in range(0, len(texts), _WINDOW))
         done = 0
-
-        def on_batch(_: nn.Module, inputs: tuple[TokenBatch]) -> None:
-            self._tokens += inputs[0].num_tokens
-            self._truncated += inputs[0].truncated
-
-        def on_chunk(_: nn.Module, inputs: tuple[Mapping[str, Any]], __: object) -> None:
-            nonlocal done
-            done += len(inputs[0]["input_ids"])
-            if self._on_progress:
-                self._on_progress(done, total)
-
-        hooks = [
-            self._pass.register_forward_pre_hook(on_batch),
-            self._pass.transformer.register_forward_hook(on_chunk),
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with closing(self._pass.encode_windows(windows)) as encoded:
+            for vectors, batch in encoded:
+                parts.append(vectors)
+                self._tokens += batch.num_tokens
+                self._truncated += batch.truncated
+                done += len(vectors)
+                if self._on_progress:
+                    self._on_progress(done, len(texts))
+        return np.concatenate(parts)
 
     def settings(self) -> dict[str, Any]:
         """How texts were read, and how many."""

@@ -40,6 +40,7 @@ class UsedRowsEmbedding(nn.Module):
             last = original.num_embeddings - 1
             raise ValueError(f"used: got {len(ids)} token ids, {ids[:3].tolist()}..., expected some of 0 to {last}.")
         self.original = original
+        self.num_embeddings = original.num_embeddings
         original.weight.requires_grad_(False)
         device = original.weight.device
         self.rows = nn.Parameter(original.weight.detach()[ids.to(device)].clone())
