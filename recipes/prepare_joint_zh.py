@@ -211,7 +211,9 @@ def prepare_paragraphs(data: Path, output: Path, counts: dict[str, Counts], enco
     train: dict[str, list[Question]] = {}
     held_out: list[Question] = []
     for name, folder in (("drcd", "drcd_dev"), ("cmrc", "cmrc_trial")):
-        paragraphs, questions = _read_beir(data / "ir" / folder, name)
+        paragraphs, all_questions = _read_beir(data / "ir" / folder, name)
+        questions = [question for question in all_questions if normalised(question.text)]
+        counts[name].dropped["no text"] = len(all_questions) - len(questions)
         corpus |= paragraphs
         ids = sorted(paragraphs)
         np.random.default_rng(seed).shuffle(ids)
@@ -227,7 +229,7 @@ def prepare_paragraphs(data: Path, output: Path, counts: dict[str, Counts], enco
             else:
                 train[name].append(question)
         held_out += chosen
-        counts[name].read, counts[name].held_out = len(questions), len(chosen)
+        counts[name].read, counts[name].held_out = len(all_questions), len(chosen)
     _write_beir(
         output / "dev" / "drcd_cmrc",
         corpus,

@@ -51,7 +51,7 @@ def data(tmp_path_factory):
         (beir / "qrels").mkdir(parents=True)
         ids = range(len(TOPICS))
         documents = [{"_id": f"d{i}", "title": "", "text": f"{TOPICS[i]}由{name}发明。" * 3} for i in ids]
-        questions = [{"_id": f"q{i}", "text": f"{name}发明了什么{TOPICS[i]}？"} for i in ids]
+        questions = [{"_id": f"q{i}", "text": f"{name}发明了什么{TOPICS[i]}？" if i else ""} for i in ids]
         (beir / "corpus.jsonl").write_text("".join(json.dumps(item) + "\n" for item in documents))
         (beir / "queries.jsonl").write_text("".join(json.dumps(item) + "\n" for item in questions))
         (beir / "qrels" / "test.tsv").write_text(
@@ -140,6 +140,11 @@ def test_long_paragraphs_are_cut_at_sentence_ends(script):
     assert "".join(chunks) == paragraph
     assert all(chunk.endswith("。") and len(chunk) <= 1.5 * script.CHUNK_CHARACTERS for chunk in chunks)
     assert script.cut("没有句号的文字") == ["没有句号的文字"]
+
+
+def test_a_question_without_text_is_dropped(prepared):
+    _, counts = prepared
+    assert counts["drcd"].dropped["no text"] == counts["cmrc"].dropped["no text"] == 1
 
 
 def test_a_stray_mark_is_no_chunk(script):
