@@ -502,7 +502,15 @@ def cpu_is_full():
     torch.empty(2**60, dtype=torch.uint8)  # the allocator's own error
 
 
-@pytest.mark.parametrize("fail", [gpu_is_full, cpu_is_full])
+def onednn_is_full():
+    raise RuntimeError("could not create a primitive")
+
+
+def python_is_full():
+    raise MemoryError
+
+
+@pytest.mark.parametrize("fail", [gpu_is_full, cpu_is_full, onednn_is_full, python_is_full])
 def test_where_memory_does_not_suffice_the_budget_is_halved(tiny_model, monkeypatch, caplog, fail):
     texts = [PromptedText("", text) for text in [*TEXTS, *(text * 2 for text in TEXTS)]]
     expected = EmbeddingPass(tiny_model, precision=torch.float32).encode(texts)
