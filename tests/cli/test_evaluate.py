@@ -104,7 +104,7 @@ def test_options_reach_the_evaluation(model, data, tmp_path):
     settings = entry["settings"]
     assert entry["n"] == 5
     assert (settings["max_length"], settings["precision"]) == (4, "bfloat16")
-    assert settings["template"] == {"query": "", "document": ""}
+    assert settings["template"] == {"query": "", "document": "", "default": ""}
     assert settings["sample"] == {"of": 9, "seed": 2}
     assert settings["ignore_identical_ids"]
 
@@ -147,7 +147,7 @@ def bad_line(folder):
         (lambda model, data: [model, "--data", "nowhere.tsv"], "nowhere.tsv: no such file or directory"),
         (lambda model, data: [model, "--data", bad_line(data[0])], "bad.tsv:17: row: another number of fields"),
         (lambda model, data: [model, "--data", data[1], "--template", "e6"], "--template e6: no such template"),
-        (lambda model, data: [model, "--data", data[1], "--max-length", 99], "max_length=99, but the model reads"),
+        (lambda model, data: [model, "--data", data[1], "--max-length", 99], "max_length=99, but the network reads"),
         (lambda model, data: [model, "--data", data[1], "--device", "tpu9x"], "device 'tpu9x'"),
     ],
     ids=["model", "data", "line", "template", "length", "device"],

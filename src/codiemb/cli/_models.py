@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
 if TYPE_CHECKING:
     from codiemb.embedder import LLMEmbeddingModel
 
@@ -19,14 +23,34 @@ def load_model(name: str, **options: Any) -> LLMEmbeddingModel:
     return LLMEmbeddingModel(name, **options)
 
 
-def passage_instruction(instruction: str | None) -> str | None:
-    """The instruction for passages where `instruction` is that for queries.
+def check_template(name: str | None) -> None:
+    """See that there is a template of this name, before anything is read.
 
-    A task's name says how both sides are read; a text is for queries only.
+    Raises:
+        ValueError: there is none.
     """
-    from codiemb.instructions import TASK_INSTRUCTIONS
+    from codiemb.prompts import TEMPLATES
 
-    return instruction if instruction in TASK_INSTRUCTIONS else None
+    if name is not None and name not in TEMPLATES:
+        raise ValueError(f"--template {name}: no such template; expected one of {', '.join(TEMPLATES)}.")
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} texts/s" if task.speed else "")
+
+
+def text_progress(console: Console) -> Progress:
+    """Bars that count texts, with their rate and the time left; nothing where `console` is no terminal."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
 
 
 def durable_name(name: str) -> str:

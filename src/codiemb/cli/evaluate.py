@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 
+from codiemb.cli._models import check_template, load_model, text_progress
 from codiemb.cli.evaluate_benchmark import Selection, choose_tasks, evaluate_tasks, list_tasks
 
 if TYPE_CHECKING:
-    from codiemb.encoding import EmbeddingPass
+    from codiemb.embedder import LLMEmbeddingModel
     from codiemb.evaluation import EvalTask, Result
-    from codiemb.prompts import InstructionTemplate
 
 
 _BENCHMARKS = "Benchmarks, scored by mteb"
@@ -115,17 +115,13 @@ def evaluate_command(
     from codiemb.evaluation.report import compare as compare_results
     from codiemb.evaluation.report import comparison_table, results_json, results_table, to_json, write_json
     from codiemb.evaluation.significance import differences, intervals
-    from codiemb.prompts import TEMPLATES
 
     tasks = discover(paths)
     output.mkdir(parents=True, exist_ok=True)
 
     def measure(name: str) -> list[Result]:
-        embedding_pass, own = _load(name, device, precision, max_length)
-        chosen = own if template is None else TEMPLATES[template]
-        return _evaluate_all(
-            name, embedding_pass, chosen, tasks, sample=sample, seed=seed, ignore_identical_ids=ignore_identical_ids
-        )
+        loaded = load_model(name, device=device, compute=precision, max_length=max_length, template=template)
+        return _evaluate_all(name, loaded, tasks, sample=sample, seed=seed, ignore_identical_ids=ignore_identical_ids)
 
     results = measure(model)
     ranges = intervals(results, seed=seed)
@@ -170,16 +166,13 @@ def _check(
     template: str | None,
     list_only: bool,
 ) -> None:
-    from codiemb.prompts import TEMPLATES
-
     if not by_mteb and (list_only or not paths):
         raise ValueError("Nothing to measure on. Give --data, or choose tasks with --benchmark, --tasks or --types.")
     if by_mteb and compare:
         raise ValueError("--compare is for local data without mteb. Compare result folders with `codiemb leaderboard`.")
     if not list_only and (model is None or output is None):
         raise ValueError(f"{'MODEL' if model is None else '--output'} is missing.")
-    if template is not None and template not in TEMPLATES:
-        raise ValueError(f"--template {template}: no such template; expected one of {', '.join(TEMPLATES)}.")
+    check_template(template)
 
 
 def _split(values: list[str] | None) -> list[str]:
@@ -187,35 +180,17 @@ def _split(values: list[str] | None) -> list[str]:
     return [part.strip() for value in values or () for part in value.split(",") if part.strip()]
 
 
-def _load(
-    name: str, device: str | None, precision: str, max_length: int | None
-) -> tuple[EmbeddingPass, InstructionTemplate]:
-    import torch
-    from transformers.utils import logging as transformers_logging
-
-    from codiemb import backbones
-    from codiemb.encoding import EmbeddingPass
-
-    transformers_logging.disable_progress_bar()
-    model = backbones.load(name, device=device)
-    template = backbones.template_of(model, None if name == "bundled" else name)
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}.get(precision)
-    return EmbeddingPass(model, max_length=max_length, precision=dtype), template
-
-
-def _evaluate_all(
-    name: str, embedding_pass: EmbeddingPass, template: InstructionTemplate, tasks: Sequence[EvalTask], **options: Any
-) -> list[Result]:
+def _evaluate_all(name: str, model: LLMEmbeddingModel, tasks: Sequence[EvalTask], **options: Any) -> list[Result]:
     from codiemb.evaluation import evaluate
 
     results = []
     console = Console(stderr=True)
-    with _progress(console) as progress:
+    with text_progress(console) as progress:
         for task in tasks:
-            bar = progress.add_task(task.name, total=None, rate="")
+            bar = progress.add_task(task.name, total=None)
             result = evaluate(
-                embedding_pass,
-                template,
+                model.embedding_pass,
+                model.template,
                 task,
                 model_name=name,
                 on_progress=partial(_advance, progress, bar),
@@ -228,18 +203,5 @@ def _evaluate_all(
     return results
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("texts  {task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-
-
 def _advance(progress: Progress, bar: TaskID, done: int, total: int) -> None:
-    speed = progress.tasks[bar].speed
-    progress.update(bar, completed=done, total=total, rate=f"{speed:,.0f} texts/s" if speed else "")
+    progress.update(bar, completed=done, total=total)

@@ -8,7 +8,6 @@ from typing import Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 def geometry_command(
@@ -39,7 +38,7 @@ def geometry_command(
     codiemb geometry bundled --data sts.tsv
     codiemb geometry bundled runs/mine --data sts.tsv --data nfcorpus/ --output runs/geometry
     """
-    from codiemb.cli._models import load_model
+    from codiemb.cli._models import check_template, load_model, text_progress
     from codiemb.evaluation.clouds import sample_cloud
     from codiemb.evaluation.discovery import discover
     from codiemb.evaluation.geometry_report import (
@@ -53,10 +52,8 @@ def geometry_command(
     )
     from codiemb.evaluation.report import to_json, write_json
     from codiemb.extras import require
-    from codiemb.prompts import TEMPLATES
 
-    if template is not None and template not in TEMPLATES:
-        raise ValueError(f"--template {template}: no such template; expected one of {', '.join(TEMPLATES)}.")
+    check_template(template)
     if output is not None:
         require("matplotlib", "plots")  # now, not after the work
         output.mkdir(parents=True, exist_ok=True)
@@ -64,7 +61,7 @@ def geometry_command(
     clouds = [choose(task) for task in discover(data)]
     measured: list[list[ModelGeometry]] = [[] for _ in clouds]
     console = Console(stderr=True)
-    with _progress(console) as progress:
+    with text_progress(console) as progress:
         for name in models:
             model = load_model(name, device=device, compute=precision, max_length=max_length, template=template)
             for cloud, found in zip(clouds, measured, strict=True):
@@ -87,15 +84,3 @@ def geometry_command(
             for kind, png in charts(one).items():
                 (output / file_name(one.data, kind)).write_bytes(png)
         console.print(f"written to {output}", highlight=False, soft_wrap=True)
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("texts"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
