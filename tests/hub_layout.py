@@ -52,15 +52,15 @@ def rows():
     with (SAMPLES / "sts.tsv").open(encoding="utf-8") as file:
         lines = [line.rstrip("\n").split("\t") for line in file][1:]
     pairs = [{"sentence1": a, "sentence2": b, "score": float(score)} for a, b, score in lines]
-    queries = json_lines(SAMPLES / "ir" / "queries.jsonl")[::9][:10]
+    queries = json_lines(SAMPLES / "ir" / "queries.jsonl")[::9][:8]
     ids = {query["_id"] for query in queries}
     qrels = [line.split("\t") for line in (SAMPLES / "ir" / "qrels" / "test.tsv").read_text().splitlines()[1:]]
     qrels = [{"query-id": q, "corpus-id": d, "score": int(score)} for q, d, score in qrels if q in ids]
     corpus = json_lines(SAMPLES / "ir" / "corpus.jsonl")
     relevant = [row["corpus-id"] for row in qrels]
-    others = [row for row in corpus if row["_id"] not in set(relevant)][::9][:16]
-    corpus = [{"_id": row["_id"], "text": row["text"][:80]} for row in corpus if row["_id"] in set(relevant)] + [
-        {"_id": row["_id"], "text": row["text"][:80]} for row in others
+    others = [row for row in corpus if row["_id"] not in set(relevant)][::9][:12]
+    corpus = [{"_id": row["_id"], "text": row["text"][:60]} for row in corpus if row["_id"] in set(relevant)] + [
+        {"_id": row["_id"], "text": row["text"][:60]} for row in others
     ]
     other_ids = [row["_id"] for row in others]
     top = [
@@ -68,15 +68,15 @@ def rows():
         for i, query in enumerate(queries)
     ]
     texts = [{"text": pair["sentence1"], "label": chinese(pair["sentence1"])} for pair in pairs[::2]]
-    texts = [row for kind in (0, 1) for row in [row for row in texts if row["label"] == kind][:18]]
+    texts = [row for kind in (0, 1) for row in [row for row in texts if row["label"] == kind][:12]]
     clustered = {"sentences": [row["text"] for row in texts], "labels": [str(row["label"]) for row in texts]}
     nli = [
         {"sent1": pair["sentence1"], "sent2": pair["sentence2"], "labels": int(pair["score"] > 2.5)} for pair in pairs
     ]
     return {
-        "mteb/STSB": {"default": {"test": pairs[:20]}},
-        "C-MTEB/AFQMC": {"default": {"validation": pairs[-20:]}},
-        "C-MTEB/OCNLI": {"default": {"validation": nli[40:60]}},
+        "mteb/STSB": {"default": {"test": pairs[:16]}},
+        "C-MTEB/AFQMC": {"default": {"validation": pairs[-16:]}},
+        "C-MTEB/OCNLI": {"default": {"validation": nli[40:56]}},
         "C-MTEB/waimai-classification": {"default": {"train": texts[::2], "test": texts[1::2]}},
         "C-MTEB/CLSClusteringS2S": {"default": {"test": [clustered]}},
         "mteb/MedicalRetrieval": {

@@ -11,8 +11,10 @@ from codiemb.data.examples import DataError, Text
 from codiemb.embedder import LLMEmbeddingModel
 from codiemb.evaluation import PairTask, RerankingRow, RerankingTask, RetrievalTask, benchmark, discover, evaluate
 from codiemb.evaluation.local_tasks import mteb_tasks
+from codiemb.evaluation.metrics import unit
 from codiemb.evaluation.mteb_model import InstructedEncoder
 from codiemb.evaluation.tasks import LabelledTask
+from codiemb.prompts import PromptedText
 
 
 @pytest.fixture
@@ -56,8 +58,14 @@ def reranking():
 
 def test_retrieval_sts_and_reranking_agree_with_codiembs_own_evaluation(model, score):
     retrieval, pairs = samples()
-    overlap = [len({*a.text} & {*b.text}) / len({*a.text} | {*b.text}) for a, b in pairs.pairs]
-    pairs = replace(pairs, scores=np.array(overlap))  # what a random network knows of two texts
+    queries = {  # a random network knows the words of a text, not their meaning
+        id_: plain(retrieval.corpus[next(iter(retrieval.qrels[id_]))].text[:100]) for id_ in retrieval.queries
+    }
+    retrieval = replace(retrieval, queries=queries)
+    vectors = unit(model.embedding_pass.encode(PromptedText("query: ", t.text) for pair in pairs.pairs for t in pair))
+    order = (vectors[0::2] * vectors[1::2]).sum(axis=1).argsort().argsort()
+    noise = np.random.default_rng(0).normal(scale=0.2 * len(order), size=len(order))
+    pairs = replace(pairs, scores=order + noise)
     tasks = [retrieval, pairs, reranking()]
     outcomes, results = score(tasks)
     own = [evaluate(model.embedding_pass, model.template, task) for task in tasks]
@@ -72,7 +80,7 @@ def test_retrieval_sts_and_reranking_agree_with_codiembs_own_evaluation(model, s
         error = 5e-4 if outcome.type == "STS" else 2e-5
         assert outcome.score == pytest.approx(ours.main_score, abs=error)
         assert {name: theirs[other] for name, other in shared.items()} == pytest.approx(ours.metrics, abs=error)
-        assert 0.01 < abs(ours.main_score) < 0.98  # else the comparison says little
+        assert 0.05 < abs(ours.main_score) < 0.99  # else the comparison says little
 
 
 def test_a_document_with_its_querys_id(model, score):

@@ -134,7 +134,7 @@ def test_one_data_set_in_two_places(hub, tmp_path):
     for root in (hub, tmp_path / "copy", hub):
         attached = attach(task("MedicalRetrieval"), root)
         attached.load_data()
-        assert len(attached.dataset["default"]["dev"]["queries"]) == 10
+        assert len(attached.dataset["default"]["dev"]["queries"]) == 8
 
 
 def test_an_aggregate_needs_the_data_of_all_its_parts(tmp_path):

@@ -136,8 +136,8 @@ def evaluate_tasks(
             progress.end(outcome.task)
             bar.refresh()
             line = f"{len(outcomes)}/{len(tasks)} {_line(outcome)}"
-            if len(outcomes) < len(tasks) and progress.seconds_left is not None:
-                line += f"; about {_duration(progress.seconds_left)} left"
+            if left := progress.seconds_left:
+                line += f"; about {_duration(left)} left"
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     content = summary(encoder.mteb_model_meta, outcomes)
     if as_json:
@@ -191,8 +191,8 @@ class _Bar:
 
 @contextmanager
 def _shown(console: Console, encoder: InstructedEncoder, progress: Progress, tasks: int) -> Iterator[_Bar]:
-    total = f"{progress.total:,.0f} characters"
-    console.print(f"{tasks} task{'s' if tasks != 1 else ''}, {total}; the time left is estimated by characters", highlight=False)
+    total = f"{tasks} task{'s' if tasks != 1 else ''}, {progress.total:,.0f} characters"
+    console.print(f"{total}; the time left is estimated by characters", highlight=False)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Bars(*columns, TextColumn("{task.fields[left]}"), console=console, disable=not console.is_terminal) as bars:
         bar = _Bar(bars, bars.add_task("", total=progress.total, left=""), progress)
