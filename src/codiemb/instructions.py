@@ -6,7 +6,9 @@ the 31 tasks of mteb's `MTEB(cmn, v1)`. STS22 and the Chinese parts of multiling
 no published instruction.
 
 Retrieval and reranking tasks are asymmetric: queries have an instruction and documents have none. All others are
-symmetric: every text is read as a query, with the task's instruction.
+symmetric: every text is read as a query, with the task's instruction. An instruction in words says what the task is,
+not for which side: callers give it for queries and documents alike, and the template, which rarely has a place for it
+on the document side, says who reads it.
 """
 
 from __future__ import annotations
@@ -43,6 +45,9 @@ class TaskInstruction:
 
 def instruction_for(name_or_text: str) -> TaskInstruction:
     """The instruction of the task with that name; any other text is itself the instruction, on both sides.
+
+    It is the one rule for all that take an `instruction`: models, clients, integrations and commands pass it to both
+    sides as it was given.
 
     Raises:
         ValueError: it resembles a task's name but is none, or is one word, which names a task but does not describe it.

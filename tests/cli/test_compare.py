@@ -9,7 +9,7 @@ from rich.console import Console
 from codiemb import LLMEmbeddingModel, backbones
 from codiemb.cli._bars import print_ranking
 from codiemb.cli.app import main
-from codiemb.prompts import TEMPLATES
+from codiemb.prompts import TEMPLATES, InstructionTemplate
 
 PASSAGES = ["Feed the starter for a week.", "去上海的火车九点开。", "Check the hose first."]
 
@@ -78,16 +78,19 @@ def test_passages_from_stdin_and_files(compare, tmp_path):
     assert compare("bread", "-f", path)[1] == expected
 
 
-def test_an_instruction_is_for_queries_and_for_both_sides_of_a_symmetric_task(compare, tiny_model_directory, tmp_path):
+def test_the_template_says_which_side_reads_an_instruction(compare, tiny_model_directory, tmp_path):
     model = backbones.load(tiny_model_directory, device="cpu")
     backbones.save(model, tmp_path / "instructed", TEMPLATES["e5-instruct"])
+    backbones.save(model, tmp_path / "both", InstructionTemplate(query="{instruction}: ", document="{instruction}: "))
 
-    def score(*options):
-        _, out, _ = compare("one text", "one text", "--json", *options, model=tmp_path / "instructed")
+    def score(*options, model="instructed"):
+        _, out, _ = compare("one text", "one text", "--json", *options, model=tmp_path / model)
         return json.loads(out)["queries"][0]["ranking"][0]["score"]
 
     assert score("--instruction", "Find the answer") < 0.999
     assert score("--instruction", "Ocnli") == pytest.approx(1, abs=1e-5)
+    assert score("--instruction", "Find the answer", model="both") == pytest.approx(1, abs=1e-5)
+    assert score("--instruction", "T2Retrieval", model="both") < 0.999  # its documents have no instruction
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def compare_command(
     """
     import numpy as np
 
-    from codiemb.cli._models import load_model, passage_instruction
+    from codiemb.cli._models import load_model
 
     queries = [query, *(more_queries or [])]
     texts = [*(passages or []), *_file_passages(file, bool(passages))]
@@ -49,7 +49,7 @@ def compare_command(
     query_vectors = encoder.encode_queries(queries, instruction=instruction)
     # Each once: where a passage stands in a matrix may change the last bit of its score, and equal ones are to tie.
     places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-    passage_vectors = encoder.encode_passages(list(places), instruction=passage_instruction(instruction))
+    passage_vectors = encoder.encode_passages(list(places), instruction=instruction)
     scores = encoder.similarity(query_vectors, passage_vectors).cpu().numpy()[:, [places[text] for text in texts]]
     orders = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     if as_json:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from codiemb.cli._answers import Form, asked, print_answers, search_file
-from codiemb.cli._models import durable_name, load_model, passage_instruction
+from codiemb.cli._models import durable_name, load_model
 
 if TYPE_CHECKING:
     from codiemb.embedder import LLMEmbeddingModel
@@ -52,7 +52,7 @@ def build_command(
         KindChoice, typer.Option("--kind", help="flat (exact) to 100,000 documents, hnsw to a million, then ivf.")
     ] = "auto",
     instruction: Annotated[
-        str | None, typer.Option("--instruction", help="For the documents: a text or a task's name (T2Retrieval).")
+        str | None, typer.Option("--instruction", help="The task in words, or a task's name; kept for queries.")
     ] = None,
     text_field: TextField = "text",
     truncate_dim: Annotated[
@@ -144,9 +144,7 @@ def query_command(
     top: Annotated[int, typer.Option("--top", "-k", min=1, help="Documents for each query.")] = 10,
     instruction: Annotated[
         str | None,
-        typer.Option(
-            "--instruction", help="For the queries: a text or a task's name; that of the index if it is a name."
-        ),
+        typer.Option("--instruction", help="The task in words, or a task's name; that of the index by default."),
     ] = None,
     model: Model = None,
     device: Device = None,
@@ -168,7 +166,6 @@ def query_command(
     opened = DocumentIndex.load(index)
     encoder, own = _model_of(opened, model, device, max_length)
     opened.check(own, model or opened.manifest.model)
-    instruction = instruction or passage_instruction(opened.manifest.instruction)
 
     def search(texts: Sequence[str]) -> Answers:
         return opened.search(texts, encoder, top, instruction=instruction)
@@ -213,7 +210,7 @@ def _print_about(index: DocumentIndex, as_json: bool) -> None:
     print(
         f"{index.directory}: {about.documents} documents, {about.dimension} dimensions, {about.kind}, {about.metric}\n"
         f"model {about.model}, fingerprint {about.fingerprint}"
-        + (f"\ninstruction of the documents: {about.instruction}" if about.instruction else "")
+        + (f"\ninstruction: {about.instruction}" if about.instruction else "")
     )
 
 

@@ -78,7 +78,8 @@ class DocumentIndex:
             documents: read once; memory grows with their number only by their ids, about 100 bytes each.
             directory: of the index; may not exist, unless `overwrite` and it is an index.
             model, fingerprint: the embedder's name, and what tells its vectors from others.
-            instruction: for the documents; None takes the model's own prompt.
+            instruction: of the task, a text or a task's name, noted for the queries too; None takes the model's own
+                prompt.
             max_length: tokens that the embedder cuts documents to; noted, for those that are added later.
             on_progress: called with the number of documents just embedded.
         Raises:
@@ -194,14 +195,18 @@ class DocumentIndex:
 
         The caller sees to it (`check`) that the embedder is the one of the index.
 
+        Args:
+            instruction: None takes that of the index.
+
         Raises:
             SearchIndexError: a blank query, or vectors of another dimension than the index has.
         """
         for number, query in enumerate(queries, 1):
             if not query.strip():
                 raise SearchIndexError(f"Query {number} of {len(queries)} is blank, expected a text to search for.")
+        task = instruction or self.manifest.instruction
         start = perf_counter()
-        vectors = _comparable(embedder.encode_queries(list(queries), instruction=instruction), self.manifest.metric)
+        vectors = _comparable(embedder.encode_queries(list(queries), instruction=task), self.manifest.metric)
         if vectors.shape[1] != self.vectors.dimension:
             raise SearchIndexError(
                 f"{self.directory}: holds vectors of dimension {self.vectors.dimension}, but the model gives "

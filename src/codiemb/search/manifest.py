@@ -31,7 +31,7 @@ class Manifest(BaseModel):
         model: what the model was loaded by.
         fingerprint: tells its vectors from those of other models, see `codiemb.fingerprint`.
         metric: `cosine` (vectors were brought to length 1) or `dot`.
-        instruction: what the documents were embedded with, besides the model's own prompt.
+        instruction: of the task, a text or a name, as the documents' side read it; None took the model's own prompt.
         max_length: tokens that documents were cut to; None if nothing says.
         files: bytes of each other file.
         versions: of the packages that made the index.
