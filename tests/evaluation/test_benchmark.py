@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from tiny_models import assemble, byte_bpe_tokenizer, save_decoder
 
 from codiemb.embedder import LLMEmbeddingModel
-from codiemb.evaluation import benchmark
+from codiemb.evaluation import benchmark, mteb_model
 from codiemb.evaluation.mteb_model import InstructedEncoder, read_instructions
 from codiemb.instructions import TASK_INSTRUCTIONS, TaskInstruction
 
@@ -223,6 +223,16 @@ def test_a_failing_task_is_recorded_and_the_rest_go_on(tmp_path, encoder):
     assert states == [("STSB", "measured"), ("AFQMC", "kept")]
 
 
+def test_a_score_that_is_not_a_number_is_a_failure(tmp_path, encoder):
+    content = hub_layout.write(tmp_path / "hub")
+    pairs = [{**pair, "score": 3.0} for pair in content["mteb/STSB"]["default"]["test"]]
+    hub_layout.write_jsonl(tmp_path / "hub" / "mteb/STSB/test.jsonl", pairs)
+    for _ in range(2):
+        (outcome,) = run(encoder, ["STSB"], tmp_path / "out", tmp_path / "hub")
+        assert (outcome.state, outcome.score) == ("failed", None)
+        assert "cosine_spearman is not a number" in outcome.error
+
+
 def test_changed_data_is_measured_again(tmp_path, encoder):
     content = hub_layout.write(tmp_path / "hub")
     (before,) = run(encoder, ["STSB"], tmp_path / "out", tmp_path / "hub")
@@ -335,11 +345,23 @@ def test_time_left_follows_the_characters(monkeypatch):
     assert (progress.done, progress.seconds_left) == (400, 80)
 
 
-def test_characters_are_reported_while_texts_are_embedded(encoder):
+@pytest.mark.parametrize("compute", ["fp32", "bf16"])  # with and without a copy of the network for inference
+def test_characters_are_reported_while_texts_are_embedded(tiny_model_directory, monkeypatch, compute):
+    monkeypatch.setattr(mteb_model, "_WINDOW", 8)
+    model = LLMEmbeddingModel(tiny_model_directory, device="cpu", compute=compute)
+    encoder = InstructedEncoder(model, "tests/tiny")
     seen = []
     encoder.on_progress = seen.append
-    encoder.model.token_budget = 64
     texts = ["The train to Shanghai leaves at nine." * (1 + i % 3) for i in range(30)]
     encoder.encode([{"text": texts}], task_metadata=mteb.get_task("STS12").metadata)
-    assert sum(seen) == sum(map(len, texts))
-    assert len(seen) > 2
+    assert seen == [sum(map(len, texts[start : start + 8])) for start in range(0, 30, 8)]
+
+
+def test_a_model_that_misses_its_instruction_is_warned_of(reader_of_instructions, caplog):
+    encoder = InstructedEncoder(reader_of_instructions, "tests/decoder")
+    metadata = mteb.get_task("STS12").metadata
+    encoder.encode([{"text": ["a"]}], task_metadata=metadata)
+    assert "so texts get no prompt" not in caplog.text
+    without = metadata.model_copy(update={"name": "mine", "prompt": {"query": "", "document": ""}})
+    encoder.encode([{"text": ["a"]}], task_metadata=without)
+    assert "mine: the model's template reads an instruction and the task has none" in caplog.text

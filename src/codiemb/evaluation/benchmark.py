@@ -11,6 +11,7 @@ import copy
 import difflib
 import json
 import logging
+import math
 import re
 import time
 import traceback
@@ -177,7 +178,7 @@ def run(
                 if on_start:
                     on_start(task)
                 result = _evaluate(encoder, task, cache, fresh=result is None)
-            score = float(result.validate_and_filter_scores(task).get_score())
+            score = _score(result, task)
         except Exception as failure:
             error, trace = f"{type(failure).__name__}: {failure}", traceback.format_exc()
             logger.debug("%s failed", name, exc_info=True)
@@ -224,6 +225,14 @@ def _evaluate(encoder: InstructedEncoder, task: AbsTask, cache: mteb.ResultCache
     if outcome.exceptions:  # a private data set that was not found
         raise RuntimeError(outcome.exceptions[0].exception)
     return outcome.task_results[0]
+
+
+def _score(result: TaskResult, task: AbsTask) -> float:
+    """The mean of the main scores of the splits and subsets that the task has."""
+    score = float(result.validate_and_filter_scores(task).get_score())
+    if math.isnan(score):
+        raise ValueError(f"{task.metadata.main_score} is not a number, as with constant scores or similarities.")
+    return score
 
 
 def _append(file: Path, entry: Mapping[str, Any]) -> None:
