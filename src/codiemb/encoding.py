@@ -442,20 +442,22 @@ class EmbeddingPass(nn.Module):
         texts: Iterable[PromptedText],
         *,
         max_rows: int | None = None,
+        window: int = WINDOW,
         on_progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
         """Embed many texts without gradients; tokenisation runs ahead in a thread.
 
         Args:
-            texts: read once, in windows of 4096.
+            texts: read once, in windows.
             max_rows: texts of one forward pass; as many as the token budget allows if None.
+            window: texts that are sorted by length together, and between two reports of progress.
             on_progress: called with the number of texts just embedded.
         Returns: (texts, dim) float32, in the order given; (0, dim) for no texts.
         """
         parts: list[np.ndarray] = [np.zeros((0, self.dimension), dtype=np.float32)]
         truncated = 0
         source = iter(texts)
-        windows = iter(lambda: list(islice(source, WINDOW)), [])
+        windows = iter(lambda: list(islice(source, window)), [])
         with closing(self.encode_windows(windows, max_rows=max_rows)) as encoded:
             for vectors, batch in encoded:
                 parts.append(vectors)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -96,6 +98,10 @@ def test_instruction_and_prefix_are_read(embedding_pass, caplog):
 def test_a_template_without_its_instruction_warns(embedding_pass, pairs, caplog):
     evaluate(embedding_pass, TEMPLATES["youtu"], pairs)
     assert "pairs: the model's template reads an instruction and the data has none" in caplog.text
+    caplog.clear()
+    result = evaluate(embedding_pass, replace(TEMPLATES["youtu"], default="w1"), pairs)
+    assert result.settings["prompts"]["query"]["first"] == ["Instruction: w1 \nQuery: "]
+    assert not caplog.records
 
 
 def test_reranking_scores_each_list_by_itself(embedding_pass):

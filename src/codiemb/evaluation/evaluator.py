@@ -202,7 +202,8 @@ class _Embedder:
             prompted = PromptedText(prompt(side, text.instruction), text.full)
             self._prompts[side][prompted.prompt] = None
             rows.append(places.setdefault(prompted, len(places)))
-        if self._template.reads_instruction and not any(text.instruction for _, text in texts):
+        instructed = self._template.default or any(text.instruction for _, text in texts)
+        if self._template.reads_instruction and not instructed:
             logger.warning(
                 "%s: the model's template reads an instruction and the data has none, so texts get no prompt.", name
             )

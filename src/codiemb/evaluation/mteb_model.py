@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ScoringFunction
 from mteb.types import PromptType
-from torch import nn
 
 import codiemb
 from codiemb.embedder import LLMEmbeddingModel
@@ -27,7 +27,11 @@ from codiemb.fingerprint import fingerprint
 from codiemb.instructions import TASK_INSTRUCTIONS, TaskInstruction
 from codiemb.prompts import PromptedText, Side
 
+logger = logging.getLogger(__name__)
+
 Instructions = Mapping[str, TaskInstruction]
+
+_WINDOW = 1024  # texts between two reports of progress
 
 
 class InstructedEncoder(AbsEncoder):
@@ -81,36 +85,29 @@ class InstructedEncoder(AbsEncoder):
         prompt = instruction_of(task_metadata, self.instructions).prompt(self.model.template, side)
         self.prompts.setdefault(task_metadata.name, {})[side] = prompt
         texts = [text for batch in inputs for text in batch["text"]]
-        with self._watched(texts):
-            vectors = self.model.embedding_pass.encode(PromptedText(prompt, text) for text in texts)
+        if self.model.template.reads_instruction and side == "query" and not prompt:
+            logger.warning(
+                "%s: the model's template reads an instruction and the task has none, so texts get no prompt. Give one "
+                "with the instructions (--instructions).",
+                task_metadata.name,
+            )
+        vectors = self.model.embedding_pass.encode(
+            (PromptedText(prompt, text) for text in texts), window=_WINDOW, on_progress=self._reporter(texts)
+        )
         if not np.isfinite(vectors).all():
             text = texts[int(np.argmin(np.isfinite(vectors).all(axis=1)))]
             raise ValueError(f"The embedding of {text[:60]!r} is not finite. Try precision fp32.")
         return vectors
 
-    @contextmanager
-    def _watched(self, texts: Sequence[str]) -> Iterator[None]:
-        """Report after every chunk; characters are shared out over the texts, and exact at the end."""
-        characters = sum(map(len, texts))
-        reported = rows = 0
+    def _reporter(self, texts: Sequence[str]) -> Callable[[int], None]:
+        """Takes the number of texts just embedded, and reports their characters."""
+        left = iter(texts)
 
-        def report(to: int) -> None:
-            nonlocal reported
-            if self.on_progress and to > reported:
-                self.on_progress(to - reported)
-                reported = to
+        def report(count: int) -> None:
+            if self.on_progress:
+                self.on_progress(sum(map(len, islice(left, count))))
 
-        def on_chunk(_: nn.Module, inputs: tuple[Mapping[str, Any]], __: object) -> None:
-            nonlocal rows
-            rows += len(inputs[0]["input_ids"])
-            report(characters * min(rows, len(texts)) // len(texts))
-
-        hook = self.model.embedding_pass.transformer.register_forward_hook(on_chunk)
-        try:
-            yield
-        finally:
-            hook.remove()
-        report(characters)
+        return report
 
 
 def instruction_of(task: TaskMetadata, own: Instructions) -> TaskInstruction:
