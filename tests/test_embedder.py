@@ -4,7 +4,9 @@ import copy
 import pickle
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import numpy as np
@@ -142,6 +144,28 @@ def test_encoding_while_training_leaves_dropout_on(model):
     first, second = model.encode(TEXTS), model.encode(TEXTS)
     np.testing.assert_array_equal(first, second)
     assert model.training
+
+
+def test_threads_take_turns(tiny_model, monkeypatch):
+    sharing = [LLMEmbeddingModel(tiny_model, compute="fp32") for _ in range(2)]
+    for model in sharing:
+        model.train()  # an encoding that ends turns dropout on again, for all others too
+    expected = sharing[0].encode(TEXTS)
+    inside = threading.Lock()
+    inference = LLMEmbeddingModel._inference
+
+    def alone(self, *arguments, **options):
+        assert inside.acquire(blocking=False), "two threads are in the model"
+        try:
+            time.sleep(0.01)
+            return inference(self, *arguments, **options)
+        finally:
+            inside.release()
+
+    monkeypatch.setattr(LLMEmbeddingModel, "_inference", alone)
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(lambda turn: sharing[turn % 2].encode(TEXTS), range(8)):
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_a_saved_model_is_a_plain_directory(instructed, tmp_path):

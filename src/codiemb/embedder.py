@@ -13,11 +13,13 @@ Prompts. Every method reads at most one prompt, in this order:
 from __future__ import annotations
 
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -48,6 +50,8 @@ _EMPTY_TYPES: Mapping[str, type] = {
 }
 _PROMPT_NAMES: Mapping[Side, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 _NO_LIMIT = 2**31 - 1  # texts of one forward pass, where the token budget alone decides
+# By the first module, which models may share; not an attribute, since locks are not copied with a model.
+_TURNS: WeakKeyDictionary[torch.nn.Module, threading.RLock] = WeakKeyDictionary()
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -77,7 +81,8 @@ class EncodeOptions(TypedDict, total=False):
 class LLMEmbeddingModel(SentenceTransformer):
     """An embedding model: load it by name, give texts and an instruction, get vectors.
 
-    It is a `SentenceTransformer`, for trainers, evaluators and all else that takes one.
+    It is a `SentenceTransformer`, for trainers, evaluators and all else that takes one. Several threads may use it: it
+    embeds for one at a time, since they would share its device and need their memory at once.
 
     Args:
         name: `bundled`, a directory, a hub id, or a loaded model, whose modules are shared.
@@ -227,25 +232,26 @@ class LLMEmbeddingModel(SentenceTransformer):
         precision = precision or "float32"  # evaluators of sentence-transformers pass None
         if precision not in _EMPTY_TYPES:
             raise ValueError(f"precision={precision!r}, expected one of: {', '.join(_EMPTY_TYPES)}.")
-        if not texts and output_value == "sentence_embedding":
-            return self._no_vectors(precision, truncate_dim, convert_to_numpy, convert_to_tensor)
-        return super().encode(
-            texts[0] if single else texts,
-            prompt_name=prompt_name,
-            prompt=prompt,
-            batch_size=_NO_LIMIT if batch_size is None else batch_size,
-            show_progress_bar=show_progress_bar,
-            output_value=output_value,
-            precision=precision,
-            convert_to_numpy=convert_to_numpy,
-            convert_to_tensor=convert_to_tensor,
-            device=device,
-            normalize_embeddings=normalize_embeddings,
-            truncate_dim=truncate_dim,
-            pool=pool,
-            chunk_size=chunk_size,
-            **kwargs,
-        )
+        with _TURNS.setdefault(self[0], threading.RLock()):
+            if not texts and output_value == "sentence_embedding":
+                return self._no_vectors(precision, truncate_dim, convert_to_numpy, convert_to_tensor)
+            return super().encode(
+                texts[0] if single else texts,
+                prompt_name=prompt_name,
+                prompt=prompt,
+                batch_size=_NO_LIMIT if batch_size is None else batch_size,
+                show_progress_bar=show_progress_bar,
+                output_value=output_value,
+                precision=precision,
+                convert_to_numpy=convert_to_numpy,
+                convert_to_tensor=convert_to_tensor,
+                device=device,
+                normalize_embeddings=normalize_embeddings,
+                truncate_dim=truncate_dim,
+                pool=pool,
+                chunk_size=chunk_size,
+                **kwargs,
+            )
 
     @_accepts_sentences
     def encode_query(

@@ -193,15 +193,12 @@ def test_an_api_client_by_instance_is_neither_saved_nor_pickled(integration, cre
 # -- threads ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("local", "most"), [(True, 1), (False, 2)])
-def test_one_thread_at_a_time_is_in_a_local_model_and_many_in_a_remote_one(local, most):
+def test_several_threads_are_in_a_model_at_once():  # which itself sees to taking turns, where it has to
     embedder = Crowd()
-    if local:
-        embedder.embedding_pass = None  # what tells a local model
     sharing = CodiembEmbeddings(embedder), CodiembEmbedding(embedder, instruction=INSTRUCTION)
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(embed_query, sharing, [QUERY, QUERY]))
-    assert embedder.most == most
+    assert embedder.most == 2
 
 
 # -- imports ----------------------------------------------------------------------------------------------------------

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, BeforeValidator, Field, JsonValue, PlainSerializer, PositiveInt, PrivateAttr
 
@@ -19,13 +17,11 @@ API = "tencent-cloud:"
 """Before the name of a model of the official API."""
 
 _SECRETS = ("secret_id", "secret_key", "token")
-_TURNS: WeakKeyDictionary[Embedder, threading.Lock] = WeakKeyDictionary()
 
 
 class Model:
-    """A model that is loaded by its name, or an instance that was given; safe to use from several threads.
+    """A model that is loaded by its name, or an instance that was given.
 
-    A local model embeds for one thread at a time: several would share its device and need their memory at once.
     Pickled, a model by name is its name and options, and is loaded again where it is used.
     """
 
@@ -34,12 +30,6 @@ class Model:
         self.options = options
         self._loaded = None if isinstance(source, str) else source
         self._loading = threading.Lock()
-        self._turn: AbstractContextManager[Any] = nullcontext()
-        if isinstance(source, str):
-            if not source.startswith(API):
-                self._turn = threading.Lock()
-        elif hasattr(source, "embedding_pass"):  # local; one lock, however many integrations share the instance
-            self._turn = _TURNS.setdefault(source, threading.Lock())
 
     def load(self) -> Embedder:
         """The model, loaded at the first call."""
@@ -53,8 +43,7 @@ class Model:
         """Embed texts of one side, with their prompt."""
         model = self.load()
         encode = model.encode_queries if side == "query" else model.encode_passages
-        with self._turn:
-            return encode(texts, instruction=instruction).tolist()
+        return encode(texts, instruction=instruction).tolist()
 
     def __getstate__(self) -> tuple[str | Embedder, dict[str, Any]]:
         return self.source, self.options
