@@ -36,8 +36,9 @@ def leaderboard_command(
     codiemb leaderboard runs/a runs/b --tasks -o board.md -o board.csv -o board.html -o board.png
     """
     from codiemb.evaluation import leaderboard_tables as tables
-    from codiemb.evaluation.leaderboard import Leaderboard, build, read_runs
+    from codiemb.evaluation.leaderboard import Leaderboard, build
     from codiemb.evaluation.report import to_json
+    from codiemb.evaluation.runs import read_runs
 
     for path in output or []:
         if path.suffix not in _FORMATS:

@@ -31,11 +31,11 @@ from mteb.results import TaskResult
 
 from codiemb.evaluation import offline
 from codiemb.evaluation.mteb_model import InstructedEncoder
+from codiemb.evaluation.runs import LOG_FILE
 from codiemb.prompts import Side
 
 logger = logging.getLogger(__name__)
 
-LOG_FILE = "tasks.jsonl"
 _DATALOADER_BATCH = 1024  # texts that mteb's dataloader hands over at a time; the text path makes batches of its own
 
 State = Literal["measured", "kept", "failed"]

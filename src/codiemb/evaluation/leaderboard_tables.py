@@ -96,11 +96,10 @@ def to_csv(board: Leaderboard) -> str:
     return file.getvalue()
 
 
-def to_html(board: Leaderboard, charts: Sequence[tuple[str, bytes]] = ()) -> str:
-    """A page with the tables, and any charts (description, PNG)."""
+def to_html(board: Leaderboard) -> str:
+    """A page with the tables and notes."""
     own = [not row.published for row in board.rows]
     parts = [pages.table(_summary_headings(board), _summary(board), own)]
-    parts += [pages.image(png, description) for description, png in charts]
     parts += [pages.heading("Tasks"), pages.table(_task_headings(board), _tasks(board))]
     return pages.page(board.benchmark, [*parts, *map(pages.note, notes_of(board))])
 
