@@ -407,6 +407,7 @@ def test_a_template_can_be_given_itself(tiny_model_directory):
     model = LLMEmbeddingModel(tiny_model_directory, device="cpu", compute="fp32", template=template)
     assert model.prompts["query"] == ""
     assert model.prompt_for("document", "Find it now") == "Find it now, a document: "
+    assert model.prompt_for("document") == ""
     np.testing.assert_allclose(
         model.encode_document(TEXTS, instruction="Find it now"),
         model.encode(TEXTS, prompt="Find it now, a document: "),

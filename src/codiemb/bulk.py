@@ -35,7 +35,6 @@ PART_ROWS, PART_CHARACTERS = 4096, 2**17
 """Texts, and their characters, that a part has at most: what a stop can cost."""
 
 _JOURNAL = "journal.json"
-_PROMPT_NAMES: dict[Side, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
 class BulkError(ValueError):
@@ -57,14 +56,6 @@ class BulkResult:
     tokens: int
     truncated: int
     dimension: int
-
-
-def prompt_of(model: LLMEmbeddingModel, side: Side, instruction: str | None) -> str:
-    """The prompt that `encode_query` or `encode_document` puts before a text."""
-    if instruction is not None:
-        return model.prompt_for(side, instruction)
-    names = (*_PROMPT_NAMES[side], model.default_prompt_name)
-    return next((model.prompts[name] for name in names if name is not None and name in model.prompts), None) or ""
 
 
 def embed_rows(
@@ -100,7 +91,7 @@ def embed_rows(
     output.parent.mkdir(parents=True, exist_ok=True)
     settings = {
         "model": fingerprint(model),
-        "prompt": prompt_of(model, side, instruction),
+        "prompt": model.prompt_for(side, instruction),
         "max_length": model.embedding_pass.max_length,
         "compute": str(model.embedding_pass.precision).removeprefix("torch."),
         "dimension": min(model.truncate_dim or 2**31, model.embedding_pass.dimension),

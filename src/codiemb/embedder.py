@@ -165,8 +165,20 @@ class LLMEmbeddingModel(SentenceTransformer):
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_pass"}
 
-    def prompt_for(self, side: Side, instruction: str) -> str:
-        """The string that is put before a text on `side` when `instruction` (a text or a task's name) is given."""
+    def prompt_for(self, side: Side, instruction: str | None = None) -> str:
+        """The string that is put before a text on `side`.
+
+        Args:
+            instruction: a text or a task's name; None shows the model's own prompt.
+        """
+        if instruction is None:
+            names = (*_PROMPT_NAMES[side], self.default_prompt_name)
+            return next((self.prompts[name] for name in names if name is not None and name in self.prompts), None) or ""
+        if instruction and not self.template.reads_instruction and not self._instruction_is_lost:
+            self._instruction_is_lost = True
+            logger.warning(
+                "The instruction is not read: this model's template %s has no place for one.", self.template.to_dict()
+            )
         return instruction_for(instruction).prompt(self.template, side) if instruction else self.template.prompt(side)
 
     # -- encoding ------------------------------------------------------------------------------------------------
@@ -313,7 +325,7 @@ class LLMEmbeddingModel(SentenceTransformer):
         if instruction is not None:
             prompt = self._instructed(side, instruction, prompt_name, prompt)
         elif prompt is None and prompt_name is None:
-            prompt_name = next((name for name in _PROMPT_NAMES[side] if name in self.prompts), None)
+            prompt = self.prompt_for(side)
         # The side is also the task that a model with a module for each side goes by.
         return self.encode(inputs, prompt_name, prompt, task=side, **options)
 
@@ -322,11 +334,6 @@ class LLMEmbeddingModel(SentenceTransformer):
             raise ValueError(
                 f"instruction={instruction!r} was given together with prompt={prompt!r} and "
                 f"prompt_name={prompt_name!r}. Give either the instruction or the prompt."
-            )
-        if instruction and not self.template.reads_instruction and not self._instruction_is_lost:
-            self._instruction_is_lost = True
-            logger.warning(
-                "The instruction is not read: this model's template %s has no place for one.", self.template.to_dict()
             )
         return self.prompt_for(side, instruction)
 
