@@ -157,6 +157,10 @@ def test_saved_names_are_those_that_other_engines_read(encoder_directory, tmp_pa
     pooling = json.loads((tmp_path / "1_Pooling" / "config.json").read_text())
     flag = {"cls": "cls_token", "lasttoken": "lasttoken"}.get(mode, f"{mode}_tokens")
     assert [key for key, value in pooling.items() if value is True] == [f"pooling_mode_{flag}"]
+    length = json.loads((tmp_path / "sentence_bert_config.json").read_text())
+    assert length == {"max_seq_length": model.max_seq_length}  # earlier versions refuse any key that they do not know
+    tokenizer = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
     again = SentenceTransformer(str(tmp_path), device="cpu")
     assert again[1].pooling_mode == mode
     assert not again[1].include_prompt

@@ -246,9 +246,9 @@ def write_common_files(model: SentenceTransformer, directory: Path, template: In
 
 
 def _write_common_names(model: SentenceTransformer, directory: Path) -> None:
-    """Spell modules, pooling and length as every sentence-transformers version and other engines read them.
+    """Spell modules, pooling, length and tokenizer as earlier versions of the libraries and other engines read them.
 
-    sentence-transformers 6.2 writes names that are new with it, and reads both.
+    sentence-transformers 6.2 and transformers 5 write names that are new with them, and read both.
     """
     modules = _read_json(directory / "modules.json")
     for entry, module in zip(modules, model, strict=True):
@@ -260,12 +260,25 @@ def _write_common_names(model: SentenceTransformer, directory: Path) -> None:
             flags = {f"pooling_mode_{flag}": mode in modes for mode, flag in _POOLING_FLAGS.items()}
             width = {"word_embedding_dimension": module.embedding_dimension}
             _write_json(path / "config.json", {**width, **flags, "include_prompt": module.include_prompt})
-        elif type(module) is Transformer and model.max_seq_length is not None:
+        elif type(module) is Transformer:
             config = path / "sentence_bert_config.json"
-            _write_json(config, {**_read_json(config), "max_seq_length": model.max_seq_length})
+            content = _read_json(config)
+            if _TEXT_NETWORK.items() <= content.items():  # what is assumed where nothing is said
+                content = {key: value for key, value in content.items() if key not in _TEXT_NETWORK}
+            if model.max_seq_length is not None:
+                content["max_seq_length"] = model.max_seq_length
+            _write_json(config, content)
+            config = path / "tokenizer_config.json"
+            if config.is_file() and (content := _read_json(config)).get("tokenizer_class") == "TokenizersBackend":
+                _write_json(config, {**content, "tokenizer_class": "PreTrainedTokenizerFast"})
     _write_json(directory / "modules.json", modules)
 
 
+_TEXT_NETWORK = {
+    "transformer_task": "feature-extraction",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    "module_output_name": "token_embeddings",
+}
 _POOLING_FLAGS = {
     "cls": "cls_token",
     "mean": "mean_tokens",
