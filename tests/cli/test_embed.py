@@ -46,7 +46,7 @@ def test_json_lines_to_parquet(tiny_model_directory, model, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"_id": f"d{i}", "body": text}) + "\n" for i, text in enumerate(TEXTS)))
     output = tmp_path / "a.parquet"
-    run(tiny_model_directory, path, "-o", output, "--field", "body", "--keep-text", "--truncate-dim", 8)
+    run(tiny_model_directory, path, "-o", output, "--text-field", "body", "--keep-text", "--truncate-dim", 8)
     table = pq.read_table(output)
     assert table["id"].to_pylist() == [f"d{i}" for i in range(10)]
     assert table["text"].to_pylist() == TEXTS
@@ -59,6 +59,16 @@ def test_standard_input(tiny_model_directory, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [row["index"] for row in rows] == [0, 1]
     assert len(rows[0]["embedding"]) == 4
+
+
+def test_template_and_instruction_make_the_prompt(tiny_model_directory, tmp_path):
+    options = ("--side", "query", "--template", "e5-instruct", "--instruction", "Ocnli", "--compute", "fp32")
+    run(tiny_model_directory, "-", "-o", tmp_path / "a.npy", *options, stdin="a\nb\n")
+    instructed = LLMEmbeddingModel(tiny_model_directory, device="cpu", compute="fp32", template="e5-instruct")
+    wanted = instructed.encode_queries(["a", "b"], instruction="Ocnli")
+    np.testing.assert_allclose(np.load(tmp_path / "a.npy"), wanted, atol=1e-5)
+    with pytest.raises(ValueError, match=r"--template e6: no such template; expected one of none, youtu"):
+        run("no-such-model", "-", "-o", tmp_path / "b.npy", "--template", "e6", stdin="a\n")
 
 
 def test_a_bad_line_is_named_before_it_is_too_late(tiny_model_directory, tmp_path):

@@ -69,7 +69,7 @@ def read(path):
 def test_tables_on_stdout_and_results_in_the_file(model, data, tmp_path):
     # Paths after the first --data path, as a shell's wildcard gives them, are data too.
     out = tmp_path / "new" / "out"
-    outcome = evaluate(model, "--data", *data, "--output", out, "--device", "cpu", "--precision", "fp32")
+    outcome = evaluate(model, "--data", *data, "--output", out, "--device", "cpu", "--compute", "fp32")
     assert outcome.exit_code == 0
     results = read(out / "results.json")
     assert [(entry["task"], entry["type"], entry["n"]) for entry in results] == [
@@ -98,7 +98,7 @@ def test_json_is_all_that_stdout_has(model, data, tmp_path):
 
 
 def test_options_reach_the_evaluation(model, data, tmp_path):
-    options = ["--max-length", 4, "--template", "none", "--sample", 5, "--seed", 2, "--precision", "bf16"]
+    options = ["--max-length", 4, "--template", "none", "--sample", 5, "--seed", 2, "--compute", "bf16"]
     evaluate(model, "--data", data[0], "--output", tmp_path, "--device", "cpu", "--ignore-identical-ids", *options)
     (entry,) = read(tmp_path / "results.json")
     settings = entry["settings"]
@@ -110,7 +110,7 @@ def test_options_reach_the_evaluation(model, data, tmp_path):
 
 
 def test_two_models_side_by_side(model, other_model, data, tmp_path):
-    arguments = ["--data", data[1], "--output", tmp_path, "--device", "cpu", "--precision", "fp32"]
+    arguments = ["--data", data[1], "--output", tmp_path, "--device", "cpu", "--compute", "fp32"]
     outcome = evaluate(model, *arguments, "--compare", other_model)
     (mine,) = read(tmp_path / "results.json")
     comparison = read(tmp_path / "compare.json")

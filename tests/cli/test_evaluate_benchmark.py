@@ -31,7 +31,7 @@ def evaluate(tiny_model_directory):
     def run(*arguments, model=tiny_model_directory):
         app = typer.Typer()
         app.command()(evaluate_command)
-        words = [*([model, "--device", "cpu", "--precision", "fp32"] if model else []), *arguments]
+        words = [*([model, "--device", "cpu", "--compute", "fp32"] if model else []), *arguments]
         return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
 
     return run

@@ -50,9 +50,7 @@ def test_table_json_page_and_plots(tiny_model_directory, data, tmp_path):
 
 def test_options_reach_the_measurement(tiny_model_directory, data):
     options = ["--max-texts", 20, "--max-pairs", 3, "--seed", 5, "--max-length", 40, "--template", "none"]
-    outcome = geometry(
-        tiny_model_directory, "--data", data, "--json", "--device", "cpu", "--precision", "bf16", *options
-    )
+    outcome = geometry(tiny_model_directory, "--data", data, "--json", "--device", "cpu", "--compute", "bf16", *options)
     (found,) = json.loads(outcome.stdout)
     (model,) = found["models"]
     assert found["counts"] == {"texts": 40, "positive_pairs": 9, "identical_pairs": 0}

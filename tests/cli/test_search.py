@@ -191,16 +191,14 @@ def test_dimension_and_length_are_remembered(search, tiny_model_directory, tmp_p
     assert not np.allclose(vectors[0], whole[:8] / np.linalg.norm(whole[:8]), atol=1e-3)
 
 
-def test_the_instruction_of_an_index_is_that_of_its_queries_too(search, tiny_model_directory, tmp_path):
-    model = LLMEmbeddingModel(tiny_model_directory, device="cpu", template="e5-instruct")
-    model.save_pretrained(str(tmp_path / "instructed"))
-
+def test_the_template_and_instruction_of_an_index_are_those_of_its_queries_too(search, tiny_model_directory, tmp_path):
     def best(*options):
         answers = json.loads(search("query", "my.index", CORPUS[1]["text"], "--json", *options)[1])
         return answers["queries"][0]["hits"][0]["score"]
 
     def build(*options):
-        assert search("build", "instructed", "corpus.jsonl", "-o", "my.index", "--overwrite", *options)[0] == 0
+        arguments = ("corpus.jsonl", "-o", "my.index", "--overwrite", "--template", "e5-instruct", *options)
+        assert search("build", tiny_model_directory, *arguments)[0] == 0
 
     build("--instruction", "Ocnli")  # symmetric: the same text is the same vector on both sides
     assert best() == pytest.approx(1, abs=1e-5)

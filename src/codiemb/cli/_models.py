@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 if TYPE_CHECKING:
     from codiemb.embedder import LLMEmbeddingModel
+
+# Arguments and options that have one spelling and one meaning in all commands.
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A model directory, a GGUF file, a hub id, or 'bundled'.")
+]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...; the best there is by default.")]
+Compute = Annotated[
+    Literal["auto", "bf16", "fp32"], typer.Option("--compute", help="Arithmetic; auto: the faster on the device.")
+]
+MaxLength = Annotated[
+    int | None, typer.Option("--max-length", min=1, help="Tokens a text is cut to; the model's limit by default.")
+]
+Template = Annotated[
+    str | None, typer.Option("--template", metavar="NAME", help="Prompts of this family, not the model's own: e5, ...")
+]
+Instruction = Annotated[
+    str | None, typer.Option("--instruction", help="The task in words, or a task's name (T2Retrieval, STSB).")
+]
+TruncateDim = Annotated[int | None, typer.Option("--truncate-dim", min=1, help="Keep this many leading dimensions.")]
+TextField = Annotated[str, typer.Option("--text-field", help="The field or column with the text.")]
 
 
 def load_model(name: str, **options: Any) -> LLMEmbeddingModel:

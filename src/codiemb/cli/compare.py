@@ -11,20 +11,23 @@ import typer
 from rich.console import Console
 
 from codiemb.cli._bars import print_ranking
+from codiemb.cli._models import Compute, Device, Instruction, MaxLength, ModelName, Template, check_template, load_model
 
 
 def compare_command(
-    model: str = typer.Argument(help="A model directory, a hub id, or 'bundled'."),
-    query: str = typer.Argument(help="What to rank the passages for."),
+    model: ModelName,
+    query: str = typer.Argument(metavar="QUERY", help="What to rank the passages for."),
     passages: list[str] = typer.Argument(None, metavar="[PASSAGE]..."),
     file: Path = typer.Option(
         None, "--passages", "-f", metavar="FILE", help="Passages from .txt, .jsonl or .parquet; - reads lines of stdin."
     ),
     more_queries: list[str] = typer.Option(None, "--query", "-q", help="Another query; repeatable."),
     top: int = typer.Option(None, "--top", "-k", min=1, help="Show the best so many; all by default."),
-    instruction: str = typer.Option(None, "--instruction", help="The task in words, or a task's name (T2Retrieval)."),
-    device: str = typer.Option(None, "--device", help="cpu, cuda, cuda:1, ...; the best there is by default."),
-    max_length: int = typer.Option(None, "--max-length", min=1, help="Tokens a text is cut to; the model's limit."),
+    instruction: Instruction = None,
+    template: Template = None,
+    device: Device = None,
+    compute: Compute = "auto",
+    max_length: MaxLength = None,
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of bars."),
 ) -> None:
     """Rank passages for a query by MODEL's similarity, best first; passages of equal score keep their order.
@@ -35,8 +38,7 @@ def compare_command(
     """
     import numpy as np
 
-    from codiemb.cli._models import load_model
-
+    check_template(template)
     queries = [query, *(more_queries or [])]
     texts = [*(passages or []), *_file_passages(file, bool(passages))]
     for kind, given in (("query", queries), ("passage", texts)):
@@ -45,7 +47,7 @@ def compare_command(
                 raise ValueError(f"{kind} {number} of {len(given)} is blank, expected a text.")
     if not texts:
         raise ValueError("No passages to rank. Give them behind the query, with --passages FILE, or on stdin.")
-    encoder = load_model(model, device=device, max_length=max_length)
+    encoder = load_model(model, device=device, compute=compute, max_length=max_length, template=template)
     query_vectors = encoder.encode_queries(queries, instruction=instruction)
     # Each once: where a passage stands in a matrix may change the last bit of its score, and equal ones are to tie.
     places = {text: place for place, text in enumerate(dict.fromkeys(texts))}

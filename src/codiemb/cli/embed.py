@@ -9,44 +9,46 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from codiemb.cli._models import load_model
+from codiemb.cli._models import (
+    Compute,
+    Device,
+    Instruction,
+    MaxLength,
+    ModelName,
+    Template,
+    TextField,
+    TruncateDim,
+    check_template,
+    load_model,
+)
 
 if TYPE_CHECKING:
     from codiemb.bulk import BulkResult
 
 
 def embed_command(
-    model: Annotated[str, typer.Argument(help="A model directory, a hub id, or 'bundled'.")],
+    model: ModelName,
     source: Annotated[str, typer.Argument(metavar="INPUT", help="Text, .jsonl or .parquet; .gz too; - for stdin.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help=".npy, .parquet or .jsonl.")],
     side: Annotated[Literal["document", "query"], typer.Option("--side", help="Whose prompt the texts get.")] = (
         "document"
     ),
-    instruction: Annotated[
-        str | None, typer.Option("--instruction", help="A text or a task's name (T2Retrieval, STSB).")
-    ] = None,
-    field: Annotated[str, typer.Option("--field", help="The field or column with the text.")] = "text",
+    instruction: Instruction = None,
+    template: Template = None,
+    text_field: TextField = "text",
     input_format: Annotated[
         Literal["auto", "text", "jsonl", "parquet"],
         typer.Option("--input-format", help="auto: by the name, text for stdin."),
     ] = "auto",
     keep_text: Annotated[bool, typer.Option("--keep-text", help="Write the texts beside their vectors.")] = False,
-    truncate_dim: Annotated[
-        int | None, typer.Option("--truncate-dim", min=1, help="Keep this many leading dimensions.")
-    ] = None,
+    truncate_dim: TruncateDim = None,
     precision: Annotated[
         Literal["float32", "int8", "uint8", "binary", "ubinary"],
         typer.Option("--precision", help="Of the vectors, as sentence-transformers quantises them."),
     ] = "float32",
-    max_length: Annotated[
-        int | None, typer.Option("--max-length", min=1, help="Tokens a text is cut to; the model's limit by default.")
-    ] = None,
-    compute: Annotated[
-        Literal["auto", "bf16", "fp32"], typer.Option("--compute", help="auto: the faster on the device.")
-    ] = "auto",
-    device: Annotated[
-        str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...; the best there is by default.")
-    ] = None,
+    device: Device = None,
+    compute: Compute = "auto",
+    max_length: MaxLength = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT, and drop what a run with other settings left.")
     ] = False,
@@ -61,11 +63,19 @@ def embed_command(
     from codiemb.bulk_output import check_output
     from codiemb.data.text_rows import count_rows, input_kind, text_rows
 
+    check_template(template)
     check_output(output, keep_text)
     kind = input_kind(source) if input_format == "auto" else input_format
-    rows = text_rows(source, kind, field)
+    rows = text_rows(source, kind, text_field)
     total = count_rows(source, kind)
-    encoder = load_model(model, device=device, compute=compute, max_length=max_length, truncate_dim=truncate_dim)
+    encoder = load_model(
+        model,
+        device=device,
+        compute=compute,
+        max_length=max_length,
+        template=template,
+        truncate_dim=truncate_dim,
+    )
     console = Console(stderr=True)
     with _Bar(console, total) as bar:
         try:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from codiemb.cli._models import check_template, load_model, text_progress
+from codiemb.cli._models import Compute, Device, MaxLength, Template, check_template, load_model, text_progress
 from codiemb.cli.evaluate_benchmark import Selection, choose_tasks, evaluate_tasks, list_tasks
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ def evaluate_command(
     changes: int = typer.Option(
         5, "--changes", metavar="N", min=0, help="With --compare: show the N pairs and queries that changed most."
     ),
-    device: str = typer.Option(None, "--device", help="cpu, cuda, cuda:1, ...; the best there is by default."),
-    precision: Literal["auto", "bf16", "fp32"] = typer.Option("auto", "--precision", help="auto: the faster one."),
-    max_length: int = typer.Option(None, "--max-length", min=1, help="Tokens a text is cut to; the model's limit."),
-    template: str = typer.Option(None, "--template", metavar="NAME", help="Prompts to use instead of the model's own."),
+    device: Device = None,
+    compute: Compute = "auto",
+    max_length: MaxLength = None,
+    template: Template = None,
     sample: int = typer.Option(None, "--sample", min=1, help="Use this many queries or pairs of each data set."),
     seed: int = typer.Option(0, "--seed", min=0, help="Chooses the sample, and resamples for the intervals."),
     ignore_identical_ids: bool = typer.Option(
@@ -99,7 +99,7 @@ def evaluate_command(
             dataset_root=dataset_root,
             as_json=as_json,
             device=device,
-            compute=precision,
+            compute=compute,
             max_length=max_length,
             template=template,
         )
@@ -120,7 +120,7 @@ def evaluate_command(
     output.mkdir(parents=True, exist_ok=True)
 
     def measure(name: str) -> list[Result]:
-        loaded = load_model(name, device=device, compute=precision, max_length=max_length, template=template)
+        loaded = load_model(name, device=device, compute=compute, max_length=max_length, template=template)
         return _evaluate_all(name, loaded, tasks, sample=sample, seed=seed, ignore_identical_ids=ignore_identical_ids)
 
     results = measure(model)

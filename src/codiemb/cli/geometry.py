@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import typer
 from rich.console import Console
+
+from codiemb.cli._models import Compute, Device, MaxLength, Template, check_template, load_model, text_progress
 
 
 def geometry_command(
@@ -24,12 +25,10 @@ def geometry_command(
         0.8, "--positive-from", min=0.0, max=1.0, help="Pairs count as positive from here in the range of scores."
     ),
     seed: int = typer.Option(0, "--seed", min=0, help="Chooses texts and pairs."),
-    device: str = typer.Option(None, "--device", help="cpu, cuda, cuda:1, ...; the best there is by default."),
-    precision: Literal["auto", "bf16", "fp32"] = typer.Option(
-        "fp32", "--precision", help="bf16 is faster; its rounding reaches the smallest singular values."
-    ),
-    max_length: int = typer.Option(None, "--max-length", min=1, help="Tokens a text is cut to; the model's limit."),
-    template: str = typer.Option(None, "--template", metavar="NAME", help="Prompts to use instead of the models' own."),
+    device: Device = None,
+    compute: Compute = "fp32",  # the rounding of bf16 reaches the smallest singular values
+    max_length: MaxLength = None,
+    template: Template = None,
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of tables."),
 ) -> None:
     """Show how MODELS place texts on the sphere: alignment, uniformity, isotropy, hubs, and what truncation keeps.
@@ -38,7 +37,6 @@ def geometry_command(
     codiemb geometry bundled --data sts.tsv
     codiemb geometry bundled runs/mine --data sts.tsv --data nfcorpus/ --output runs/geometry
     """
-    from codiemb.cli._models import check_template, load_model, text_progress
     from codiemb.evaluation.clouds import sample_cloud
     from codiemb.evaluation.discovery import discover
     from codiemb.evaluation.geometry_report import (
@@ -63,7 +61,7 @@ def geometry_command(
     console = Console(stderr=True)
     with text_progress(console) as progress:
         for name in models:
-            model = load_model(name, device=device, compute=precision, max_length=max_length, template=template)
+            model = load_model(name, device=device, compute=compute, max_length=max_length, template=template)
             for cloud, found in zip(clouds, measured, strict=True):
                 bar = progress.add_task(f"{name}: {cloud.name}", total=len(cloud.texts))
                 advance = partial(progress.advance, bar)

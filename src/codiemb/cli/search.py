@@ -15,7 +15,19 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from codiemb.cli._answers import Form, asked, print_answers, search_file
-from codiemb.cli._models import durable_name, load_model
+from codiemb.cli._models import (
+    Compute,
+    Device,
+    Instruction,
+    MaxLength,
+    ModelName,
+    Template,
+    TextField,
+    TruncateDim,
+    check_template,
+    durable_name,
+    load_model,
+)
 
 if TYPE_CHECKING:
     from codiemb.embedder import LLMEmbeddingModel
@@ -31,11 +43,6 @@ IndexPath = Annotated[Path, typer.Argument(metavar="INDEX", help="Directory of t
 Documents = Annotated[
     list[Path], typer.Argument(metavar="DOCS...", help=".jsonl, .json, .parquet or .txt files, .gz too; BEIR folders.")
 ]
-TextField = Annotated[str, typer.Option("--text-field", help="The field with a document's text.")]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...; the best there is by default.")]
-MaxLength = Annotated[
-    int | None, typer.Option("--max-length", min=1, help="Tokens a text is cut to; the model's limit by default.")
-]
 Model = Annotated[
     str | None, typer.Option("--model", help="Where the model of the index is now; the name it had by default.")
 ]
@@ -45,25 +52,23 @@ KindChoice = Literal["auto", "flat", "hnsw", "ivf"]
 
 @search_app.command("build")
 def build_command(
-    model: Annotated[str, typer.Argument(help="A model directory, a hub id, or 'bundled'.")],
+    model: ModelName,
     documents: Documents,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="INDEX", help="Directory to make.")],
     kind: Annotated[
         KindChoice, typer.Option("--kind", help="flat (exact) to 100,000 documents, hnsw to a million, then ivf.")
     ] = "auto",
-    instruction: Annotated[
-        str | None, typer.Option("--instruction", help="The task in words, or a task's name; kept for queries.")
-    ] = None,
+    instruction: Instruction = None,
+    template: Template = None,
     text_field: TextField = "text",
-    truncate_dim: Annotated[
-        int | None, typer.Option("--truncate-dim", min=1, help="Keep this many leading dimensions.")
-    ] = None,
+    truncate_dim: TruncateDim = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index of that name.")] = False,
     device: Device = None,
+    compute: Compute = "auto",
     max_length: MaxLength = None,
     as_json: AsJson = False,
 ) -> None:
-    """Embed documents and write their index.
+    """Embed documents and write their index. Template, instruction and lengths are kept for what is added and asked.
 
     \b
     codiemb search build bundled corpus.jsonl -o my.index
@@ -74,9 +79,17 @@ def build_command(
     from codiemb.search import DocumentIndex
     from codiemb.search.manifest import check_vacant
 
+    check_template(template)
     check_vacant(output, overwrite)
     source = read_documents(documents, text_field=text_field)
-    encoder = load_model(model, device=device, max_length=max_length, truncate_dim=truncate_dim)
+    encoder = load_model(
+        model,
+        device=device,
+        compute=compute,
+        max_length=max_length,
+        template=template,
+        truncate_dim=truncate_dim,
+    )
     with _progress() as on_progress:
         index = DocumentIndex.build(
             source,
@@ -86,6 +99,7 @@ def build_command(
             fingerprint=fingerprint(encoder),
             kind=kind,
             metric=_metric(encoder),
+            template=template,
             instruction=instruction,
             max_length=encoder.max_seq_length,
             overwrite=overwrite,
@@ -104,6 +118,7 @@ def add_command(
     ] = None,
     model: Model = None,
     device: Device = None,
+    compute: Compute = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Add documents to an index; only these are embedded. Until it is done, the index is as it was.
@@ -116,7 +131,7 @@ def add_command(
 
     old = DocumentIndex.load(index)
     source = read_documents(documents, text_field=text_field, first_number=len(old) + 1)
-    encoder, own = _model_of(old, model, device)
+    encoder, own = _model_of(old, model, device, compute)
     with _progress() as on_progress:
         new = old.add(source, encoder, fingerprint=own, kind=kind, on_progress=on_progress)
     _print_about(new, as_json)
@@ -148,6 +163,7 @@ def query_command(
     ] = None,
     model: Model = None,
     device: Device = None,
+    compute: Compute = "auto",
     max_length: MaxLength = None,
     as_json: AsJson = False,
 ) -> None:
@@ -164,7 +180,7 @@ def query_command(
     if file is None and (output is not None or output_format != "jsonl"):
         raise ValueError("--output and --format are for --queries FILE; use --json or a pipe for single queries.")
     opened = DocumentIndex.load(index)
-    encoder, own = _model_of(opened, model, device, max_length)
+    encoder, own = _model_of(opened, model, device, compute, max_length)
     opened.check(own, model or opened.manifest.model)
 
     def search(texts: Sequence[str]) -> Answers:
@@ -180,7 +196,7 @@ def query_command(
 
 
 def _model_of(
-    index: DocumentIndex, name: str | None, device: str | None, max_length: int | None = None
+    index: DocumentIndex, name: str | None, device: str | None, compute: Compute, max_length: int | None = None
 ) -> tuple[LLMEmbeddingModel, str]:
     """The model that an index was made with, or its copy `name`, and the fingerprint of what was loaded."""
     from codiemb.fingerprint import fingerprint
@@ -189,7 +205,9 @@ def _model_of(
     encoder = load_model(
         name or about.model,
         device=device,
+        compute=compute,
         max_length=max_length or about.max_length,
+        template=about.template,
         truncate_dim=about.dimension,
     )
     return encoder, fingerprint(encoder)

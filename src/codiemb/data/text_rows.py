@@ -126,7 +126,9 @@ def _parquet_rows(source: str, field: str) -> Iterator[tuple[int, TextRow | RowE
     with _parquet_file(source) as file:
         names = file.schema_arrow.names
         if field not in names:
-            raise DataError(f"{source}: no column {field!r}; it has {', '.join(names)}. Name one with --field.")
+            raise DataError(
+                f"{source}: no column {field!r}; it has {', '.join(names)}. Name one of these (--text-field)."
+            )
         columns = [field, *[name for name in _ID_FIELDS if name in names and name != field][:1]]
         batches = file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns)
         for number, row in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), 1):

@@ -67,6 +67,7 @@ class DocumentIndex:
         fingerprint: str,
         kind: Kind | Literal["auto"] = "auto",
         metric: Metric = "cosine",
+        template: str | None = None,
         instruction: str | None = None,
         max_length: int | None = None,
         overwrite: bool = False,
@@ -78,6 +79,7 @@ class DocumentIndex:
             documents: read once; memory grows with their number only by their ids, about 100 bytes each.
             directory: of the index; may not exist, unless `overwrite` and it is an index.
             model, fingerprint: the embedder's name, and what tells its vectors from others.
+            template: that the embedder was loaded with instead of its own, by name; noted.
             instruction: of the task, a text or a task's name, noted for the queries too; None takes the model's own
                 prompt.
             max_length: tokens that the embedder cuts documents to; noted, for those that are added later.
@@ -91,6 +93,7 @@ class DocumentIndex:
             "model": model,
             "fingerprint": fingerprint,
             "metric": metric,
+            "template": template,
             "instruction": instruction,
             "max_length": max_length,
         }
@@ -114,7 +117,8 @@ class DocumentIndex:
             SearchIndexError: as `build`, or the index was made by another model.
         """
         self.check(fingerprint)
-        about = self.manifest.model_dump(include={"model", "fingerprint", "metric", "instruction", "max_length"})
+        kept = {"model", "fingerprint", "metric", "template", "instruction", "max_length"}
+        about = self.manifest.model_dump(include=kept)
         embedded = _embedded(documents, embedder, self.manifest.metric, self.manifest.instruction, on_progress)
         return self._write(chain(self._stored(), embedded), self.directory, about, kind or self.manifest.kind, True)
 

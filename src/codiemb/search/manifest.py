@@ -31,6 +31,7 @@ class Manifest(BaseModel):
         model: what the model was loaded by.
         fingerprint: tells its vectors from those of other models, see `codiemb.fingerprint`.
         metric: `cosine` (vectors were brought to length 1) or `dot`.
+        template: of prompts, by name, where the model was loaded with another than its own.
         instruction: of the task, a text or a name, as the documents' side read it; None took the model's own prompt.
         max_length: tokens that documents were cut to; None if nothing says.
         files: bytes of each other file.
@@ -47,6 +48,7 @@ class Manifest(BaseModel):
     dimension: int
     kind: Kind
     metric: Metric
+    template: str | None
     instruction: str | None
     max_length: int | None
     files: dict[str, int]
