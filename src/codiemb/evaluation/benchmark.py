@@ -36,6 +36,7 @@ from codiemb.prompts import Side
 
 logger = logging.getLogger(__name__)
 
+_LISTED = 12  # names in an error
 _DATALOADER_BATCH = 1024  # texts that mteb's dataloader hands over at a time; the text path makes batches of its own
 
 State = Literal["measured", "kept", "failed"]
@@ -109,7 +110,7 @@ def select(
         chosen = [task for task in chosen if task.metadata.type in wanted]
     if languages:
         for code in languages:
-            check_language_code(code)
+            _check_language(code)
         chosen = [task for task in chosen if _in_languages(task, languages)]
     if not chosen:
         raise ValueError(f"No task of {benchmark or 'mteb'} is of type {list(types)} and language {list(languages)}.")
@@ -124,8 +125,18 @@ def _named(known: Mapping[str, _Named], name: str, what: str) -> _Named:
         return known[name]
     folded = {key.casefold(): key for key in known}
     near = [folded[key] for key in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
-    hint = f"the nearest are {', '.join(near)}" if near else f"there are {', '.join(sorted(known)[:12])}, ..."
+    more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
+    hint = f"the nearest are {', '.join(near)}" if near else f"there are {', '.join(sorted(known)[:_LISTED])}{more}"
     raise ValueError(f"{name}: no such {what}; {hint}.")
+
+
+def _check_language(code: str) -> None:
+    try:
+        check_language_code(code)
+    except ValueError as error:
+        raise ValueError(
+            f"{code}: no such language; expected ISO 639-3, with or without a script: cmn, eng, eng-Latn."
+        ) from error
 
 
 def _plain(type_: str) -> str:
