@@ -65,6 +65,13 @@ def test_npy_with_ids(model, expected, tmp_path):
     assert ids == [row.id for row in WITH_IDS]
 
 
+def test_what_belongs_to_an_output_is_replaced_with_it(model, tmp_path):
+    embed_rows(model, WITH_IDS, tmp_path / "out.npy", precision="int8")
+    assert {path.name for path in tmp_path.iterdir()} == {"out.npy", "out.ids.jsonl", "out.ranges.npy"}
+    embed_rows(model, ROWS, tmp_path / "out.npy", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.npy"]
+
+
 @pytest.mark.parametrize("keep_text", [True, False])
 def test_parquet(model, expected, tmp_path, keep_text):
     embed_rows(model, WITH_IDS, tmp_path / "out.parquet", keep_text=keep_text)
@@ -262,7 +269,7 @@ def test_two_runs_at_once(model, tmp_path):
 def test_no_rows(model, tmp_path):
     with pytest.raises(BulkError, match="no rows to embed"):
         embed_rows(model, [], tmp_path / "out.npy")
-    assert not (tmp_path / "out.npy").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_kinds(model, tmp_path):

@@ -104,6 +104,7 @@ def embed_rows(
             stack.enter_context(FileLock(lock, timeout=0))
         except Timeout:
             raise BulkError(f"{output}: another run is writing it. Wait for its end or choose another name.") from None
+        stack.callback(lock.unlink, missing_ok=True)
         parts = _Parts(output.with_name(f"{output.name}.parts"), settings, overwrite)
         source = iter(rows)
         resumed = parts.skip(source)
@@ -119,10 +120,10 @@ def embed_rows(
                 if on_progress:
                     on_progress(len(vectors), batch.num_tokens)
         if not parts.rows:
+            parts.remove()
             raise BulkError(f"{output}: not written, since there are no rows to embed.")
         write_output(output, parts.files(), parts.rows, encoder.ranges)
         parts.remove()
-        lock.unlink(missing_ok=True)
     return BulkResult(parts.rows, resumed, tokens, truncated, int(settings["dimension"] or 0))
 
 

@@ -30,15 +30,19 @@ def write_output(output: Path, parts: Sequence[Path], rows: int, ranges: np.ndar
     """Join the parts' rows in their order.
 
     Beside a `.npy` of rows with ids goes `.ids.jsonl`, an id a line; beside integer vectors goes `.ranges.npy`,
-    float32 (2, dim): the least and greatest value of each dimension.
+    float32 (2, dim): the least and greatest value of each dimension. Those of an output that is replaced go with it.
     """
+    ids, scales = output.with_suffix(".ids.jsonl"), output.with_suffix(".ranges.npy")
     with ExitStack() as stack:  # left in reverse order, so that the output itself comes last
         target = stack.enter_context(replacing(output))
+        if output.exists():
+            ids.unlink(missing_ok=True)
+            scales.unlink(missing_ok=True)
         if ranges is not None:
-            with replacing(output.with_suffix(".ranges.npy")) as partial, partial.open("wb") as file:
+            with replacing(scales) as partial, partial.open("wb") as file:
                 np.save(file, ranges)
         if output.suffix == ".npy" and "id" in pq.read_schema(parts[0]).names:
-            with replacing(output.with_suffix(".ids.jsonl")) as partial, partial.open("wb") as file:
+            with replacing(ids) as partial, partial.open("wb") as file:
                 for table in _tables(parts):
                     file.writelines(
                         orjson.dumps(id_, option=orjson.OPT_APPEND_NEWLINE) for id_ in table["id"].to_pylist()

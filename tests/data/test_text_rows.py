@@ -93,6 +93,12 @@ def test_missing_file_and_parquet_from_standard_input(tmp_path):
         list(text_rows("-", "parquet"))
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.csv", "a.tsv.gz"])
+def test_a_table_is_not_taken_for_lines(name):
+    with pytest.raises(DataError, match=rf"{name}: not a kind.*\.jsonl or \.parquet.*--input-format"):
+        input_kind(name)
+
+
 def test_rows_are_read_one_by_one(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": str(number)}) + "\n" for number in range(5)) + "broken")

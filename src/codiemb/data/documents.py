@@ -15,7 +15,7 @@ DOCUMENT_TEXT = "title and text on two lines, unless the text starts with the ti
 DOCUMENT_SUFFIXES = (*DATA_SUFFIXES, ".txt", ".txt.gz")
 
 _CORPUS_FILES = ("corpus.jsonl", "corpus.jsonl.gz")  # of a BEIR folder
-_ID_FIELDS = ("_id", "id")
+ID_FIELDS = ("_id", "id")
 
 
 class Document(NamedTuple):
@@ -74,14 +74,24 @@ def parse_document(row: object, text_field: str = "text") -> tuple[str | None, s
     if not isinstance(row, dict):
         raise RowError("row", "not an object", 'a string or an object such as {"_id": "1", "text": "..."}', row)
     metadata = dict(row)
-    id_ = next((metadata.pop(field) for field in _ID_FIELDS if metadata.get(field) is not None), None)
-    if id_ is not None and type(id_) not in (str, int):
-        raise RowError("id", "not an id", "a string or a whole number", id_)
+    id_ = take_id(metadata)
     if text_field not in metadata:
         raise RowError(text_field, "missing", f"a text; the row has {', '.join(row) or 'no fields'}")
     title = plain_string(metadata.pop("title", None) or "", "title") if text_field != "title" else ""
     text = plain_string(metadata.pop(text_field), text_field)
-    return None if id_ is None else plain_string(str(id_), "id"), document_text(title, text), metadata
+    return id_, document_text(title, text), metadata
+
+
+def take_id(fields: dict[str, Any]) -> str | None:
+    """Take the id out of a row's fields; None if there is none.
+
+    Raises:
+        RowError: neither a string nor a whole number.
+    """
+    id_ = next((fields.pop(field) for field in ID_FIELDS if fields.get(field) is not None), None)
+    if id_ is not None and type(id_) not in (str, int):
+        raise RowError("id", "not an id", "a string or a whole number", id_)
+    return None if id_ is None else plain_string(str(id_), "id")
 
 
 def document_text(title: str, text: str) -> str:
@@ -106,13 +116,18 @@ def plain_string(value: object, field: str) -> str:
     return value
 
 
-class _Line(NamedTuple):
+class Line(NamedTuple):
     """A line of a text file, as `RawRow` for JSON."""
 
     line: int
     raw: bytes
 
-    def decode(self) -> object:
+    def decode(self) -> str:
+        """The line as text.
+
+        Raises:
+            RowError: it is not UTF-8.
+        """
         try:
             return self.raw.decode()
         except UnicodeDecodeError as error:
@@ -120,11 +135,11 @@ class _Line(NamedTuple):
             raise RowError("line", problem, "a text in UTF-8") from None
 
 
-def _text_rows(path: Path) -> Iterator[_Line | RawRow]:
+def _text_rows(path: Path) -> Iterator[Line | RawRow]:
     with open_bytes(path) as stream:
         for number, line in enumerate(stream, 1):
             if text := line.strip():
-                yield _Line(number, text)
+                yield Line(number, text)
 
 
 def _is_text(path: Path) -> bool:

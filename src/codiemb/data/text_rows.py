@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from codiemb.data.documents import plain_string
+from codiemb.data.documents import ID_FIELDS, Line, plain_string, take_id
 from codiemb.data.examples import DataError, Problem, RowError
 from codiemb.data.sources import RawRow, open_bytes
 
@@ -21,7 +21,7 @@ InputKind = Literal["text", "jsonl", "parquet"]
 
 STANDARD_INPUT = "-"
 
-_ID_FIELDS = ("_id", "id")
+_NOT_LINES = (".json", ".csv", ".tsv")  # tables whose lines are no texts
 _PARQUET_ROWS = 512
 
 
@@ -33,8 +33,17 @@ class TextRow(NamedTuple):
 
 
 def input_kind(source: str) -> InputKind:
-    """What a name says a file holds: `.parquet`, `.jsonl` and `.jsonl.gz`, else lines of text."""
+    """What a name says a file holds: `.parquet`, `.jsonl` and `.jsonl.gz`, else lines of text.
+
+    Raises:
+        DataError: a name that says it holds something else.
+    """
     name = source.removesuffix(".gz")
+    if name.endswith(_NOT_LINES):
+        raise DataError(
+            f"{source}: not a kind that is read here; expected lines of text, .jsonl or .parquet. "
+            "Convert it, or say what its lines are with --input-format."
+        )
     return "parquet" if name.endswith(".parquet") else "jsonl" if name.endswith((".jsonl", ".ndjson")) else "text"
 
 
@@ -85,7 +94,7 @@ def _line_rows(source: str, kind: InputKind, field: str) -> Iterator[tuple[int, 
         for number, line in enumerate(stream, 1):
             try:
                 if kind == "text":
-                    yield number, TextRow(None, _decoded(line))
+                    yield number, TextRow(None, Line(number, line.rstrip(b"\r\n")).decode())
                 elif line.strip():
                     yield number, _row(RawRow(number, line).decode(), field)
             except RowError as error:
@@ -101,14 +110,6 @@ def _open(source: str) -> Iterator[BinaryIO | io.BufferedReader[Any]]:
             yield stream
 
 
-def _decoded(line: bytes) -> str:
-    try:
-        return line.rstrip(b"\r\n").decode()
-    except UnicodeDecodeError as error:
-        problem = f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line"
-        raise RowError("line", problem, "a text in UTF-8") from None
-
-
 def _row(row: object, field: str) -> TextRow:
     if isinstance(row, str):
         return TextRow(None, plain_string(row, "row"))
@@ -116,10 +117,8 @@ def _row(row: object, field: str) -> TextRow:
         raise RowError("row", "not an object", f'an object such as {{"id": "1", "{field}": "..."}}', row)
     if row.get(field) is None:
         raise RowError(field, "missing", f"a text; the row has {', '.join(map(str, row)) or 'no fields'}")
-    id_ = next((row[name] for name in _ID_FIELDS if row.get(name) is not None), None)
-    if id_ is not None and type(id_) not in (str, int):
-        raise RowError("id", "not an id", "a string or a whole number", id_)
-    return TextRow(None if id_ is None else plain_string(str(id_), "id"), plain_string(row[field], field))
+    text = plain_string(row[field], field)
+    return TextRow(take_id(row), text)
 
 
 def _parquet_rows(source: str, field: str) -> Iterator[tuple[int, TextRow | RowError]]:
@@ -129,7 +128,7 @@ def _parquet_rows(source: str, field: str) -> Iterator[tuple[int, TextRow | RowE
             raise DataError(
                 f"{source}: no column {field!r}; it has {', '.join(names)}. Name one of these (--text-field)."
             )
-        columns = [field, *[name for name in _ID_FIELDS if name in names and name != field][:1]]
+        columns = [field, *[name for name in ID_FIELDS if name in names and name != field][:1]]
         batches = file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns)
         for number, row in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), 1):
             try:
