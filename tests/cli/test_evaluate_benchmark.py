@@ -7,6 +7,7 @@ import hub_layout
 import mteb
 import pytest
 import typer
+from sklearn.exceptions import UndefinedMetricWarning
 from typer.testing import CliRunner
 
 from codiemb.cli import app as codiemb_app
@@ -110,6 +111,14 @@ def test_local_data_beside_a_benchmark_and_alone(evaluate, hub, tmp_path):
     outcome = evaluate("--data", *data, *options)
     assert {path.stem for path in results(tmp_path / "b")} == names - {"STSB"} | {"model_meta"}
     assert not (tmp_path / "b" / "results.json").exists()
+
+
+def test_side_metrics_that_are_not_defined_are_no_news(evaluate, tmp_path, recwarn):
+    # Folds of one or two texts: a label is missing in most of them.
+    (tmp_path / "few.tsv").write_text("text\tlabel\n" + "eat bread\tfood\ntrain at nine\ttravel\nrain\tweather\n" * 2)
+    evaluate("--data", tmp_path / "few.tsv", "--as-mteb", "--output", tmp_path / "out")
+    assert [path.stem for path in results(tmp_path / "out")] == ["few-classification", "few-clustering", "model_meta"]
+    assert not [one for one in recwarn if issubclass(one.category, UndefinedMetricWarning)]
 
 
 def test_options_reach_the_run(evaluate, hub, tmp_path):

@@ -151,8 +151,12 @@ def evaluate_tasks(
 
 
 def _quiet() -> None:
-    """No bars of the libraries; and without --verbose none of mteb's remarks on tasks that were chosen by name."""
+    """No bars of the libraries; and without --verbose none of mteb's remarks on tasks that were chosen by name.
+
+    Nor sklearn's on side metrics of classification: precision of a label that no text was given.
+    """
     import datasets
+    from sklearn.exceptions import UndefinedMetricWarning
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -160,6 +164,7 @@ def _quiet() -> None:
     if not logging.getLogger().isEnabledFor(logging.INFO):
         logging.getLogger("mteb").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module=r"mteb\.")
+        warnings.filterwarnings("ignore", category=UndefinedMetricWarning)
 
 
 def _missing(tasks: Sequence[AbsTask], dataset_root: Path | None) -> list[str]:
