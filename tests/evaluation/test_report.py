@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from codiemb.evaluation import Result, summarise, write_results
-from codiemb.evaluation.report import compare, comparison_table, results_table, verdicts
+from codiemb.evaluation.report import compare, comparison_table, results_table, short_names, verdicts
 from codiemb.evaluation.significance import differences, intervals
 
 
@@ -71,6 +71,12 @@ def test_tables_show_scores_times_100_and_means():
     ):
         assert shown in text
     assert "mean over the 2 kinds of task: 55.00" in text
+
+
+def test_long_names_are_cut_to_what_tells_them_apart():
+    assert short_names(["bundled", "a/very/long/way/to/runs/mine"]) == ["bundled", "runs/mine"]
+    alike = ["a/very/long/way/to/the/model", "another/long/way/to/the/model"]
+    assert short_names(alike) == alike
 
 
 def test_markup_in_names_is_text():

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.table import Table
@@ -17,6 +16,7 @@ from codiemb.evaluation import pages
 from codiemb.evaluation.clouds import TextCloud, embed_cloud
 from codiemb.evaluation.geometry import Geometry, GeometryError, measure
 from codiemb.evaluation.pages import Cell
+from codiemb.evaluation.report import short_names
 from codiemb.prompts import InstructionTemplate
 
 
@@ -173,10 +173,7 @@ def about(data: DataGeometry) -> str:
 
 
 def _names(data: DataGeometry) -> list[str]:
-    """The models' names; of long paths the end, if that tells them apart."""
-    full = [one.model for one in data.models]
-    short = ["/".join(Path(name).parts[-2:]) if len(name) > 24 else name for name in full]
-    return short if len(set(short)) == len(set(full)) else full
+    return short_names([one.model for one in data.models])
 
 
 def _rows(data: DataGeometry) -> list[tuple[_Line, list[str]]]:

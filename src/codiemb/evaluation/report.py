@@ -17,6 +17,7 @@ from codiemb.evaluation.changes import Changes
 from codiemb.evaluation.evaluator import GROUPS, MAIN_METRICS, Result
 from codiemb.evaluation.significance import Differences, Interval, Intervals
 
+_LONG_NAME = 24  # characters
 # The title of each group's table.
 _TITLES = {"ir": "Retrieval", "sts": "Similarity", "reranking": "Reranking"}
 _METRIC_NAMES = {
@@ -173,7 +174,7 @@ def comparison_table(comparison: Mapping[str, Any], *, arrows: bool) -> Table:
     tested = "significance" in summary["mean"]
     found = summary["mean"].get("significance")
     more = (f"difference\n{_interval_heading([found['level']] if found else [])}", "p") if tested else ("difference",)
-    table = _table(f"{names[0]} against {names[1]}", "metric", "n", *map(_short, names), *more)
+    table = _table(f"{names[0]} against {names[1]}", "metric", "n", *short_names(names), *more)
     table.columns[1].justify = "left"
     table.columns[5].no_wrap = tested
     for task in tasks:
@@ -189,6 +190,12 @@ def comparison_table(comparison: Mapping[str, Any], *, arrows: bool) -> Table:
     if tested:
         table.caption, table.caption_justify = Text(verdicts(comparison)), "left"
     return table
+
+
+def short_names(models: Sequence[str]) -> list[str]:
+    """Names for the columns of a table: of long paths the end, if that tells the models apart."""
+    short = ["/".join(Path(name).parts[-2:]) if len(name) > _LONG_NAME else name for name in models]
+    return short if len(set(short)) == len(set(models)) else list(models)
 
 
 def verdicts(comparison: Mapping[str, Any]) -> str:
@@ -264,11 +271,6 @@ def _with_chance(cells: Sequence[str | Text], entry: Mapping[str, Any]) -> list[
     shown = difference if isinstance(difference, Text) else Text(difference)
     p = found["p_corrected"]
     return [*scores, shown.append_text(bounds), "<0.001" if p < 0.001 else f"{p:.3f}"]
-
-
-def _short(name: str) -> str:
-    """The end of a model's path, which tells models apart."""
-    return "/".join(Path(name).parts[-2:]) if len(name) > 24 else name
 
 
 def _cells(scores: Mapping[str, float], arrows: bool) -> list[str | Text]:
