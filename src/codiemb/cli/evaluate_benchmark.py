@@ -156,7 +156,6 @@ def _quiet() -> None:
     Nor sklearn's on side metrics of classification: precision of a label that no text was given.
     """
     import datasets
-    from sklearn.exceptions import UndefinedMetricWarning
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -164,7 +163,7 @@ def _quiet() -> None:
     if not logging.getLogger().isEnabledFor(logging.INFO):
         logging.getLogger("mteb").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module=r"mteb\.")
-        warnings.filterwarnings("ignore", category=UndefinedMetricWarning)
+        warnings.filterwarnings("ignore", module=r"sklearn\.metrics")
 
 
 def _missing(tasks: Sequence[AbsTask], dataset_root: Path | None) -> list[str]:
