@@ -120,6 +120,23 @@ def test_bits(model, tmp_path, precision):
     assert np.array_equal(np.load(tmp_path / "out.npy"), wanted)
 
 
+def test_the_ranges_of_integers_are_those_of_many_rows(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(bulk, "PART_CHARACTERS", 50)  # a part of every row or two
+    monkeypatch.setattr(bulk, "_RANGE_ROWS", 5)
+    expected = model.encode_passages([row.text for row in ROWS])
+    embed_rows(model, ROWS, tmp_path / "out.npy", precision="uint8")
+    least, most = np.load(tmp_path / "out.ranges.npy")
+    np.testing.assert_allclose([least, most], [expected[:5].min(axis=0), expected[:5].max(axis=0)], atol=2e-6)
+
+
+def test_equal_rows_can_be_turned_back_from_integers(model, tmp_path):
+    rows = [TextRow(None, "one text")] * 3
+    embed_rows(model, rows, tmp_path / "out.npy", precision="int8")
+    least, most = np.load(tmp_path / "out.ranges.npy")
+    restored = least + (np.load(tmp_path / "out.npy").astype(np.float32) + 128) * (most - least) / 255
+    np.testing.assert_allclose(restored, model.encode_passages(["one text"] * 3), atol=2e-6)
+
+
 @pytest.mark.parametrize("precision", ["int8", "uint8"])
 def test_integers_can_be_turned_back(model, expected, tmp_path, precision):
     with pytest.raises(Stop):  # the ranges survive

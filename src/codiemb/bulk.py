@@ -33,6 +33,7 @@ from codiemb.texts import without_lone_surrogates
 
 PART_ROWS, PART_CHARACTERS = 4096, 2**17
 """Texts, and their characters, that a part has at most: what a stop can cost."""
+_RANGE_ROWS = 256  # that the first part has at least where it gives the ranges of integers, however long they are
 
 _JOURNAL = "journal.json"
 
@@ -112,7 +113,7 @@ def embed_rows(
             on_progress(resumed, 0)
         tokens = truncated = 0
         encoder = _Quantizer(precision, parts.directory)
-        windows = _Windows(source, str(settings["prompt"]))
+        windows = _Windows(source, str(settings["prompt"]), 1 if encoder.is_ready else _RANGE_ROWS)
         with closing(model.embedding_pass.encode_windows(windows)) as encoded:
             for vectors, batch in encoded:
                 parts.add(windows.pop(), encoder(vectors))
@@ -128,20 +129,22 @@ def embed_rows(
 
 
 class _Windows:
-    """Rows in windows, each remembered until its vectors are there."""
+    """Rows in windows, each remembered until its vectors are there; the first has at least `first_rows`."""
 
-    def __init__(self, rows: Iterator[TextRow], prompt: str) -> None:
+    def __init__(self, rows: Iterator[TextRow], prompt: str, first_rows: int) -> None:
         self._rows = rows
         self._prompt = prompt
+        self._least = first_rows
         self._waiting: list[list[TextRow]] = []
 
     def __iter__(self) -> Iterator[list[PromptedText]]:
         window: list[TextRow] = []
         characters = 0
         for row in self._rows:
-            if window and (len(window) == PART_ROWS or characters + len(row.text) > PART_CHARACTERS):
+            long_enough = len(window) >= self._least and characters + len(row.text) > PART_CHARACTERS
+            if long_enough or len(window) == PART_ROWS:
                 yield self._handed_out(window)
-                window, characters = [], 0
+                window, characters, self._least = [], 0, 1
             window.append(row)
             characters += len(row.text)
         if window:
@@ -255,10 +258,17 @@ class _Quantizer:
         if self._file.is_file():
             self.ranges = np.load(self._file)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether vectors can be stored without ranges that are still to be measured."""
+        return self.ranges is not None or self._precision not in ("int8", "uint8")
+
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
         if self._precision in ("int8", "uint8"):
             if self.ranges is None:
-                self.ranges = np.stack([vectors.min(axis=0), vectors.max(axis=0)])
+                least = vectors.min(axis=0)
+                wider = least + 1e-6 * np.maximum(np.abs(least), 1)  # a range of nothing cannot be divided by
+                self.ranges = np.stack([least, np.maximum(vectors.max(axis=0), wider)]).astype(np.float32)
                 sink = pa.BufferOutputStream()
                 np.save(sink, self.ranges)
                 _write_whole(self._file, sink.getvalue())
