@@ -18,9 +18,8 @@ from sample_passages import QUESTIONS, sample_passages
 
 from codiemb import LLMEmbeddingModel
 
-model = LLMEmbeddingModel(
-    "bundled"
-)  # or a hub id such as tencent/Youtu-Embedding, or a directory that was trained here
+# Or a hub id such as tencent/Youtu-Embedding, or a directory that was trained here.
+model = LLMEmbeddingModel("bundled")
 passages = list(sample_passages().values())
 
 # A model that reads instructions takes one, or the name of a CMTEB task: instruction="T2Retrieval".

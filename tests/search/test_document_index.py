@@ -61,6 +61,8 @@ def test_build_load_search(tmp_path):
     source = list(corpus(700))
     answers = index.search([source[650].text, "bread flour"], embedder, 3, instruction="ask")
     assert embedder.asked[-1] == (2, "ask")
+    assert index.search("bread flour", embedder, 3).hits == [answers.hits[1]]
+    assert embedder.asked[-1] == (1, "find")
     assert answers.embed_seconds > 0
     assert answers.search_seconds > 0
     assert [len(hits) for hits in answers.hits] == [3, 3]

@@ -193,9 +193,11 @@ class DocumentIndex:
             )
 
     def search(
-        self, queries: Sequence[str], embedder: Embedder, k: int = 10, *, instruction: str | None = None
+        self, queries: str | Sequence[str], embedder: Embedder, k: int = 10, *, instruction: str | None = None
     ) -> Answers:
         """The `k` nearest documents of each query, or all if there are fewer; of equal scores the earlier first.
+
+        A single text is one query, whose hits are `hits[0]`.
 
         The caller sees to it (`check`) that the embedder is the one of the index.
 
@@ -205,12 +207,13 @@ class DocumentIndex:
         Raises:
             SearchIndexError: a blank query, or vectors of another dimension than the index has.
         """
+        queries = [queries] if isinstance(queries, str) else list(queries)
         for number, query in enumerate(queries, 1):
             if not query.strip():
                 raise SearchIndexError(f"Query {number} of {len(queries)} is blank, expected a text to search for.")
         task = instruction or self.manifest.instruction
         start = perf_counter()
-        vectors = _comparable(embedder.encode_queries(list(queries), instruction=task), self.manifest.metric)
+        vectors = _comparable(embedder.encode_queries(queries, instruction=task), self.manifest.metric)
         if vectors.shape[1] != self.vectors.dimension:
             raise SearchIndexError(
                 f"{self.directory}: holds vectors of dimension {self.vectors.dimension}, but the model gives "
