@@ -380,6 +380,7 @@ def test_models_that_are_no_transformer_encode_as_in_sentence_transformers(tmp_p
     [
         ({"template": "yuotu"}, r"template='yuotu' is unknown.*youtu"),
         ({"compute": "fp16"}, r"compute='fp16', expected one of: auto, bf16, fp32"),
+        ({"backend": "tensorrt"}, r"backend='tensorrt', expected one of: torch, onnx, openvino"),
         ({"max_length": 0}, "max_length=0, expected at least 1"),
         ({"token_budget": 0}, "token_budget=0"),
         ({"truncate_dim": -1}, "truncate_dim=-1"),
@@ -388,6 +389,16 @@ def test_models_that_are_no_transformer_encode_as_in_sentence_transformers(tmp_p
 def test_arguments_out_of_range_are_errors_before_anything_is_loaded(options, message):
     with pytest.raises(ValueError, match=message):
         LLMEmbeddingModel("nowhere/at-all", **options)
+
+
+def test_arguments_of_a_call_out_of_range_are_errors(model):
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match=rf"truncate_dim={wrong}, expected at least 1"):
+            model.encode(TEXTS, truncate_dim=wrong)
+    with pytest.raises(TypeError, match=r"instruction=3, expected a text or a task's name"):
+        model.encode(TEXTS, instruction=3)
+    with pytest.raises(TypeError, match=r"template is .*dict.*expected a name or an InstructionTemplate"):
+        LLMEmbeddingModel(model, template={"query": "query: "})
 
 
 def test_compute_is_the_one_asked_for(tiny_model_directory):

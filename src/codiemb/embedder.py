@@ -41,6 +41,7 @@ Compute = Literal["auto", "bf16", "fp32"]
 Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 
 _COMPUTE: Mapping[Compute, torch.dtype | None] = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}
+_BACKENDS = ("torch", "onnx", "openvino")
 _EMPTY_TYPES: Mapping[str, type] = {
     "float32": np.float32,
     "int8": np.int8,
@@ -118,7 +119,7 @@ class LLMEmbeddingModel(SentenceTransformer):
         backend: Literal["torch", "onnx", "openvino"] = "torch",
         **options: Any,
     ) -> None:
-        _check_choices(template, compute, max_length, token_budget, truncate_dim)
+        _check_choices(template, compute, backend, max_length, token_budget, truncate_dim)
         if isinstance(name, SentenceTransformer):
             fixed = {"attention": attention, "bidirectional": bidirectional}
             if given := [option for option, value in fixed.items() if value is not None]:
@@ -244,6 +245,8 @@ class LLMEmbeddingModel(SentenceTransformer):
         precision = precision or "float32"  # evaluators of sentence-transformers pass None
         if precision not in _EMPTY_TYPES:
             raise ValueError(f"precision={precision!r}, expected one of: {', '.join(_EMPTY_TYPES)}.")
+        if truncate_dim is not None and truncate_dim < 1:
+            raise ValueError(f"truncate_dim={truncate_dim}, expected at least 1.")
         with _TURNS.setdefault(self[0], threading.RLock()):
             if not texts and output_value == "sentence_embedding":
                 return self._no_vectors(precision, truncate_dim, convert_to_numpy, convert_to_tensor)
@@ -381,14 +384,18 @@ class LLMEmbeddingModel(SentenceTransformer):
 def _check_choices(
     template: str | InstructionTemplate | None,
     compute: str,
+    backend: str,
     max_length: int | None,
     token_budget: int | None,
     truncate_dim: int | None,
 ) -> None:
     if isinstance(template, str) and template not in TEMPLATES:
         raise ValueError(f"template={template!r} is unknown. There are: {', '.join(TEMPLATES)}.")
-    if compute not in _COMPUTE:
-        raise ValueError(f"compute={compute!r}, expected one of: {', '.join(_COMPUTE)}.")
+    if not isinstance(template, str | InstructionTemplate | None):
+        raise TypeError(f"template is {_shown(template)}, expected a name or an InstructionTemplate.")
+    for choice, given, known in (("compute", compute, _COMPUTE), ("backend", backend, _BACKENDS)):
+        if given not in known:
+            raise ValueError(f"{choice}={given!r}, expected one of: {', '.join(known)}.")
     for option, value in (("max_length", max_length), ("token_budget", token_budget), ("truncate_dim", truncate_dim)):
         if value is not None and value < 1:
             raise ValueError(f"{option}={value}, expected at least 1.")

@@ -51,7 +51,10 @@ def instruction_for(name_or_text: str) -> TaskInstruction:
 
     Raises:
         ValueError: it resembles a task's name but is none, or is one word, which names a task but does not describe it.
+        TypeError: no text.
     """
+    if not isinstance(name_or_text, str):
+        raise TypeError(f"instruction={name_or_text!r}, expected a text or a task's name.")
     if name_or_text in TASK_INSTRUCTIONS:
         return TASK_INSTRUCTIONS[name_or_text]
     folded = {name.casefold(): name for name in TASK_INSTRUCTIONS}
