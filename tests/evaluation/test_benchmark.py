@@ -175,6 +175,10 @@ def test_results_are_in_mtebs_layout_and_kept(hub, tmp_path, encoder):
     assert (again.state, again.score) == ("kept", pytest.approx(first.score, abs=1e-6))
     assert started == ["STSB"]
     assert len(log(tmp_path, encoder)) == 1
+    (folder / "tasks.jsonl").unlink()  # as if the run had been killed before it wrote the line
+    run(encoder, ["STSB"], tmp_path, hub)
+    (line,) = log(tmp_path, encoder)
+    assert (line["task"], line["type"], line["state"]) == ("STSB", "STS", "kept")
 
 
 def test_half_a_result_file_is_measured_again(hub, tmp_path, encoder):

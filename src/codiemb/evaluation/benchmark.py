@@ -16,6 +16,7 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -175,6 +176,7 @@ def run(
     """
     cache = mteb.ResultCache(output)
     log = result_folder(output, encoder) / LOG_FILE
+    logged = _logged_tasks(log)
     for task in tasks:
         started = time.monotonic()
         name, metadata = task.metadata.name, task.metadata
@@ -203,7 +205,7 @@ def run(
             encoder.prompts.get(name, {}),
             error,
         )
-        if not kept:
+        if not kept or name not in logged:  # a run may be killed between a result and its line
             date = datetime.now(timezone.utc).isoformat(timespec="seconds")
             _append(log, {**asdict(outcome), "data": metadata.dataset, "date": date, "traceback": trace})
         yield outcome
@@ -244,6 +246,14 @@ def _score(result: TaskResult, task: AbsTask) -> float:
     if math.isnan(score):
         raise ValueError(f"{task.metadata.main_score} is not a number, as with constant scores or similarities.")
     return score
+
+
+def _logged_tasks(file: Path) -> set[str]:
+    names = set()
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        with suppress(ValueError):  # half a line, of a run that was killed
+            names.add(json.loads(line)["task"])
+    return names
 
 
 def _append(file: Path, entry: Mapping[str, Any]) -> None:
