@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from tiny_models import assemble, byte_bpe_tokenizer, save_decoder
 
 from codiemb.embedder import LLMEmbeddingModel
-from codiemb.evaluation import benchmark, mteb_model
+from codiemb.evaluation import benchmark, benchmark_progress, mteb_model
 from codiemb.evaluation.mteb_model import InstructedEncoder, read_instructions
 from codiemb.instructions import TASK_INSTRUCTIONS, TaskInstruction
 
@@ -325,20 +325,20 @@ def test_bad_instruction_files(tmp_path, content, expected):
 def test_sizes_are_mtebs_statistics_of_the_chosen_splits():
     (stsb,) = benchmark.select(CMTEB, tasks=["STSB"])
     published = stsb.metadata.descriptive_stats["test"]
-    assert benchmark.characters(stsb) == published["number_of_characters"]
+    assert benchmark_progress.characters(stsb) == published["number_of_characters"]
     (both,) = benchmark.select(tasks=["STSB"])
-    assert benchmark.characters(both) > benchmark.characters(stsb)
+    assert benchmark_progress.characters(both) > benchmark_progress.characters(stsb)
     (part,) = benchmark.select(tasks=["STS22.v2"], languages=["deu"])
     (whole,) = benchmark.select(tasks=["STS22.v2"])
-    assert benchmark.characters(part) < benchmark.characters(whole)
+    assert benchmark_progress.characters(part) < benchmark_progress.characters(whole)
 
 
 def test_time_left_follows_the_characters(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(benchmark.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(benchmark_progress.time, "monotonic", lambda: now[0])
     sizes = {"STSB": 100, "LCQMC": 300, "AFQMC": None}
-    monkeypatch.setattr(benchmark, "characters", lambda task: sizes[task.metadata.name])
-    progress = benchmark.Progress(benchmark.select(CMTEB, tasks=list(sizes)))
+    monkeypatch.setattr(benchmark_progress, "characters", lambda task: sizes[task.metadata.name])
+    progress = benchmark_progress.Progress(benchmark.select(CMTEB, tasks=list(sizes)))
     assert progress.total == 600  # the unknown size counts as the mean of the others
     assert progress.seconds_left is None
     progress.start("STSB")

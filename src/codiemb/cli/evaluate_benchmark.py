@@ -21,7 +21,8 @@ from codiemb.extras import require
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
 
-    from codiemb.evaluation.benchmark import Outcome, Progress
+    from codiemb.evaluation.benchmark import Outcome
+    from codiemb.evaluation.benchmark_progress import Progress
     from codiemb.evaluation.mteb_model import InstructedEncoder
 
 
@@ -110,6 +111,7 @@ def evaluate_tasks(
     """Score a model on tasks, show progress and a summary; exit status 1 if a task failed."""
     from codiemb.embedder import LLMEmbeddingModel
     from codiemb.evaluation import benchmark
+    from codiemb.evaluation.benchmark_progress import Progress
     from codiemb.evaluation.benchmark_report import summary, summary_table
     from codiemb.evaluation.mteb_model import InstructedEncoder, read_instructions
     from codiemb.evaluation.report import to_json
@@ -123,7 +125,7 @@ def evaluate_tasks(
     missing = _missing(tasks, dataset_root)
     if missing:
         console.print(f"data missing for {len(missing)} of {len(tasks)} tasks: {', '.join(missing)}", soft_wrap=True)
-    progress = benchmark.Progress(task for task in tasks if task.metadata.name not in missing)
+    progress = Progress(task for task in tasks if task.metadata.name not in missing)
     outcomes: list[Outcome] = []
     with _shown(console, encoder, progress, len(tasks)) as bar:
 
