@@ -283,6 +283,14 @@ def test_two_runs_at_once(model, tmp_path):
         embed_rows(model, ROWS, tmp_path / "out.npy", on_progress=second)
 
 
+def test_a_directory_in_the_way_is_left_alone(model, tmp_path):
+    (tmp_path / "out.npy.parts").mkdir()
+    (tmp_path / "out.npy.parts" / "mine.txt").write_text("keep")
+    with pytest.raises(BulkError, match=r"out.npy.parts: is in the way"):
+        embed_rows(model, ROWS, tmp_path / "out.npy", overwrite=True)
+    assert (tmp_path / "out.npy.parts" / "mine.txt").read_text() == "keep"
+
+
 def test_no_rows(model, tmp_path):
     with pytest.raises(BulkError, match="no rows to embed"):
         embed_rows(model, [], tmp_path / "out.npy")

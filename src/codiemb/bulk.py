@@ -186,6 +186,12 @@ class _Parts:
                     f"{directory}: what a stopped run left was made with other settings ({'; '.join(different)}). "
                     "Go on with the old ones, or begin anew with overwrite (--overwrite)."
                 )
+        elif directory.exists() and not (
+            directory.is_dir() and all(path.name[0] == "." for path in directory.iterdir())
+        ):
+            raise BulkError(
+                f"{directory}: is in the way, and no stopped run left it. Move it, or choose another output."
+            )
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         _write_whole(journal, json.dumps(settings, indent=2, ensure_ascii=False).encode())
