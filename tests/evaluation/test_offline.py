@@ -112,7 +112,13 @@ def test_the_revision_is_that_of_the_data(hub):
     assert revision() == before
     file = hub / "mteb/STSB/test.jsonl"
     file.write_text(file.read_text().replace("4.8", "4.7", 1))
-    assert revision() != before
+    changed = revision()
+    assert changed != before
+    card = hub / "mteb/STSB/README.md"
+    card.write_text("---\nlicense: mit\n---\nWords.\n")
+    assert revision() == changed
+    card.write_text("---\nconfigs:\n- {config_name: default, data_files: [{split: test, path: test.jsonl}]}\n---\n")
+    assert revision() != changed
 
 
 @pytest.mark.parametrize("name", ["STSB", "MedicalRetrieval"])

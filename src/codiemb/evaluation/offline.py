@@ -190,8 +190,11 @@ def _layout(folder: Path) -> Layout:
 
 
 def _digest(folder: Path) -> str:
-    """12 hex digits over names and contents of the data files."""
+    """12 hex digits over names and contents of the data files, and what README.md says which of them are for."""
     digest = hashlib.blake2b(digest_size=6)
+    card = folder / "README.md"
+    if card.is_file() and (configs := _metadata(card).get("configs")):
+        digest.update(yaml.safe_dump(configs).encode())
     for file in sorted(folder.rglob("*")):
         relative = file.relative_to(folder)
         if file.is_file() and not any(part.startswith(".") for part in relative.parts) and file.name != "README.md":
