@@ -65,7 +65,12 @@ def evaluate_command(
         None, "--instructions", help="JSON or YAML: task name to instruction.", rich_help_panel=_BENCHMARKS
     ),
     dataset_root: Path = typer.Option(
-        None, "--dataset-root", help="Data sets in DIR/<org>/<name>, no hub.", rich_help_panel=_BENCHMARKS
+        None,
+        "--dataset-root",
+        exists=True,
+        file_okay=False,
+        help="Data sets in DIR/<org>/<name>, no hub.",
+        rich_help_panel=_BENCHMARKS,
     ),
     name: str = typer.Option(
         None, "--name", help="What results call the model (default: its path or id).", rich_help_panel=_BENCHMARKS
