@@ -1,6 +1,5 @@
 import io
 import json
-import sys
 
 import pytest
 from rich.cells import cell_len
@@ -8,26 +7,17 @@ from rich.console import Console
 
 from codiemb import LLMEmbeddingModel, backbones
 from codiemb.cli._bars import print_ranking
-from codiemb.cli.app import main
 from codiemb.prompts import TEMPLATES, InstructionTemplate
 
 PASSAGES = ["Feed the starter for a week.", "去上海的火车九点开。", "Check the hose first."]
 
 
 @pytest.fixture
-def compare(tiny_model_directory, monkeypatch, capsys):
+def compare(tiny_model_directory, run_codiemb):
     """Runs the command with the tiny model and returns its exit status, stdout and stderr."""
 
-    def run(*arguments, stdin=None, model=tiny_model_directory):
-        monkeypatch.setattr(sys, "argv", ["codiemb", "compare", str(model), *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin or ""))
-        status = 0
-        try:
-            main()
-        except SystemExit as end:
-            status = end.code
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
+    def run(*arguments, stdin="", model=tiny_model_directory):
+        return run_codiemb("compare", model, *arguments, stdin=stdin)
 
     return run
 

@@ -1,10 +1,8 @@
 import gzip
 import json
-import sys
+from functools import partial
 
 import pytest
-
-from codiemb.cli.app import main
 
 GOOD = {"task_type": "ir", "query": "q", "positives": ["p"], "negatives": ["n"]}
 SCORED = {"task_type": "sts", "query": "a", "positives": ["b"], "positive_scores": [2.5]}
@@ -12,23 +10,13 @@ BAD = {"task_type": "ir", "query": "q"}
 
 
 @pytest.fixture
-def codiemb(tmp_path, monkeypatch, capsys):
+def codiemb(tmp_path, monkeypatch, run_codiemb):
     """Runs a command in `tmp_path` and returns its exit status, stdout and stderr."""
     monkeypatch.setenv("CODIEMB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["codiemb", "data", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as end:
-            status = end.code
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
+    return partial(run_codiemb, "data")
 
 
 def write(path, *rows):

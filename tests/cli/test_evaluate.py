@@ -1,5 +1,4 @@
 import json
-import sys
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from codiemb.cli import app as codiemb_app
 from codiemb.cli.evaluate import evaluate_command
 
 
@@ -152,14 +150,10 @@ def bad_line(folder):
     ],
     ids=["model", "data", "line", "template", "length", "device"],
 )
-def test_errors_are_one_message_and_exit_2(model, data, tmp_path, monkeypatch, capsys, arguments, expected):
+def test_errors_are_one_message_and_exit_2(model, data, tmp_path, run_codiemb, arguments, expected):
     output = tmp_path / "out"
-    words = ["codiemb", "evaluate", *arguments(model, data), "--output", output]
-    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-    with pytest.raises(SystemExit) as stopped:
-        codiemb_app.main()
-    assert stopped.value.code == 2
-    shown = capsys.readouterr().err
+    status, _, shown = run_codiemb("evaluate", *arguments(model, data), "--output", output)
+    assert status == 2
     assert expected in shown
     assert "Traceback" not in shown
     assert not (output / "results.json").exists()

@@ -10,7 +10,6 @@ import typer
 from sklearn.exceptions import UndefinedMetricWarning
 from typer.testing import CliRunner
 
-from codiemb.cli import app as codiemb_app
 from codiemb.cli.evaluate import evaluate_command
 
 CMTEB = ["--benchmark", "MTEB(cmn, v1)"]
@@ -155,6 +154,7 @@ def bad_instructions(folder):
         (lambda _: ["m", *CMTEB, "-o", "out", "--compare", "bundled"], "--compare is for local data without mteb."),
         (lambda _: ["m", *CMTEB, "-o", "out", "--sample", "3"], "--sample is for local data"),
         (lambda _: ["m", "--data", hub_layout.SAMPLES, "-o", "out", "--name", "x"], "--name are for benchmarks."),
+        (lambda _: [*CMTEB, "--dataset-root", "no/dir", "--list"], "dir 'no/dir' does not exist"),
         (lambda _: ["m", *CMTEB, "-o", "out", "--template", "e6"], "--template e6: no such template"),
         (
             lambda folder: ["m", *CMTEB, "-o", "out", "--instructions", bad_instructions(folder)],
@@ -163,13 +163,10 @@ def bad_instructions(folder):
         (lambda folder: [folder / "no" / "model", *CMTEB, "-o", "out"], "no/model: there is no such directory"),
     ],
 )
-def test_errors_are_one_message_and_exit_2(tmp_path, monkeypatch, capsys, arguments, expected):
+def test_errors_are_one_message_and_exit_2(tmp_path, monkeypatch, run_codiemb, arguments, expected):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["codiemb", "evaluate", *map(str, arguments(tmp_path))])
-    with pytest.raises(SystemExit) as stopped:
-        codiemb_app.main()
-    assert stopped.value.code == 2
-    shown = capsys.readouterr().err
+    status, _, shown = run_codiemb("evaluate", *arguments(tmp_path))
+    assert status == 2
     assert expected in shown
     assert "Traceback" not in shown
 

@@ -5,7 +5,6 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from codiemb.cli import app as codiemb_app
 from codiemb.cli.geometry import geometry_command
 
 
@@ -78,13 +77,9 @@ def test_models_side_by_side_on_the_same_texts(tiny_model_directory, data, tmp_p
     ],
     ids=["data", "model", "template", "texts"],
 )
-def test_errors_are_one_message_and_exit_2(tiny_model_directory, data, monkeypatch, capsys, arguments, expected):
-    words = ["codiemb", "geometry", *arguments(tiny_model_directory, data)]
-    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-    with pytest.raises(SystemExit) as stopped:
-        codiemb_app.main()
-    assert stopped.value.code == 2
-    shown = capsys.readouterr().err
+def test_errors_are_one_message_and_exit_2(tiny_model_directory, data, run_codiemb, arguments, expected):
+    status, _, shown = run_codiemb("geometry", *arguments(tiny_model_directory, data))
+    assert status == 2
     assert expected in shown
     assert "Traceback" not in shown
 

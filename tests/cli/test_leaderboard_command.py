@@ -1,13 +1,11 @@
 import csv
 import json
-import sys
 
 import mteb
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from codiemb.cli import app as codiemb_app
 from codiemb.cli.leaderboard import leaderboard_command
 
 
@@ -80,12 +78,8 @@ def test_another_benchmark_and_all_tasks_found(results):
     ],
     ids=["path", "benchmark", "format"],
 )
-def test_errors_are_one_message_and_exit_2(results, monkeypatch, capsys, arguments, expected):
-    words = ["codiemb", "leaderboard", *arguments(results)]
-    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-    with pytest.raises(SystemExit) as stopped:
-        codiemb_app.main()
-    assert stopped.value.code == 2
-    shown = capsys.readouterr().err
+def test_errors_are_one_message_and_exit_2(results, run_codiemb, arguments, expected):
+    status, _, shown = run_codiemb("leaderboard", *arguments(results))
+    assert status == 2
     assert expected in shown
     assert "Traceback" not in shown

@@ -1,16 +1,15 @@
-import io
 import json
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 
 from codiemb import LLMEmbeddingModel
-from codiemb.cli.app import main
 from codiemb.data.documents import Document, parse_document
 from codiemb.fingerprint import fingerprint
 from codiemb.search import DocumentIndex
@@ -23,24 +22,12 @@ CORPUS = [
 
 
 @pytest.fixture
-def search(tmp_path, monkeypatch, capsys):
+def search(tmp_path, monkeypatch, run_codiemb):
     """Runs `codiemb search` in `tmp_path` and returns its exit status, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in CORPUS))
 
-    def run(*arguments, stdin=None, keys=None):
-        monkeypatch.setattr(sys, "argv", ["codiemb", "search", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin or "\n".join(keys or [])))
-        monkeypatch.setattr(sys.stdin, "isatty", lambda: keys is not None)
-        status = 0
-        try:
-            main()
-        except SystemExit as end:
-            status = end.code
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
+    return partial(run_codiemb, "search")
 
 
 @pytest.fixture(scope="module")
