@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= ../shared/data
 OUTPUT ?= runs/joint-zh
+OUT := $(OUTPUT:/=)
 
 .PHONY: demo test lint joint-zh clean
 
@@ -19,8 +20,12 @@ lint: .venv/.installed  ## style, types and the direction of imports
 	$(BIN)/lint-imports
 
 joint-zh: .venv/.installed  ## DATA=folder of public sets, OUTPUT=model directory (under an hour on two cores)
+	@test -f $(OUT)/modules.json || rmdir $(OUT) 2>/dev/null || test ! -e $(OUT) || \
+	  { echo "$(OUT) is not empty and holds no model: give OUTPUT=a new directory" >&2; exit 2; }
 	$(BIN)/python recipes/prepare_joint_zh.py $(DATA) runs/joint-zh-data
-	$(BIN)/codiemb train recipes/joint-zh.yaml output=$(OUTPUT) --resume
+	$(BIN)/codiemb train recipes/joint-zh.yaml output=$(OUT)-trained --resume
+	test -f $(OUT)/modules.json || $(BIN)/codiemb fuse bundled $(OUT)-trained --scale 0.8 --output $(OUT)
+	$(BIN)/codiemb evaluate $(OUT) --data runs/joint-zh-data/dev --compare bundled --output $(OUT)-scores
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
