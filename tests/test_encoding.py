@@ -14,7 +14,6 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tiny_models import TEXTS, assemble, byte_bpe_tokenizer, save_encoder, wordpiece_tokenizer
 from torch import nn
 
-from codiemb import encoding
 from codiemb.encoding import EmbeddingPass, best_precision, plan_chunks
 from codiemb.prompts import PromptedText
 
@@ -325,10 +324,9 @@ def test_no_texts(tiny_model):
     assert vectors.dtype == np.float32
 
 
-def test_many_windows(tiny_model, monkeypatch):
-    monkeypatch.setattr(encoding, "WINDOW", 7)
+def test_many_windows(tiny_model):
     seen = []
-    vectors = make_pass(tiny_model).encode(iter(MIXED), on_progress=seen.append)
+    vectors = make_pass(tiny_model).encode(iter(MIXED), window=7, on_progress=seen.append)
     assert seen == [7, 7, 6]
     np.testing.assert_allclose(vectors, reference(tiny_model, MIXED), atol=2e-6)
 
@@ -337,16 +335,14 @@ def tokenizing_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if "ThreadPoolExecutor" in thread.name]
 
 
-def test_an_error_in_the_tokenizing_thread_surfaces(tiny_model, monkeypatch):
-    monkeypatch.setattr(encoding, "WINDOW", 4)
+def test_an_error_in_the_tokenizing_thread_surfaces(tiny_model):
     texts = [*MIXED[:9], PromptedText("", 3), *MIXED]
     with pytest.raises(TypeError):
-        make_pass(tiny_model).encode(texts)
+        make_pass(tiny_model).encode(texts, window=4)
     assert not tokenizing_threads()
 
 
-def test_an_error_in_the_source_or_the_caller_leaves_no_thread(tiny_model, monkeypatch):
-    monkeypatch.setattr(encoding, "WINDOW", 4)
+def test_an_error_in_the_source_or_the_caller_leaves_no_thread(tiny_model):
 
     def texts():
         yield from MIXED[:9]
@@ -356,9 +352,9 @@ def test_an_error_in_the_source_or_the_caller_leaves_no_thread(tiny_model, monke
         raise KeyboardInterrupt
 
     with pytest.raises(OSError, match="disk gone"):
-        make_pass(tiny_model).encode(texts())
+        make_pass(tiny_model).encode(texts(), window=4)
     with pytest.raises(KeyboardInterrupt) as caught:
-        make_pass(tiny_model).encode(MIXED, on_progress=stop)
+        make_pass(tiny_model).encode(MIXED, window=4, on_progress=stop)
     assert not tokenizing_threads()
     assert caught.type is KeyboardInterrupt  # the traceback is still held here
 
