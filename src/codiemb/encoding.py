@@ -292,7 +292,7 @@ class EmbeddingPass(nn.Module):
 
     def _embed_recomputed(self, position: int, *inputs: Any) -> tuple[Tensor, ...]:
         """Embed a chunk, in the forward pass and again in the backward pass."""
-        if position % _CHUNKS_BETWEEN_RETURNS == 0:
+        if position % _CHUNKS_BETWEEN_RETURNS == 0 and self.model.device.type == "cpu":
             _return_free_memory()
         return self._embed_chunk(self.transformer, *inputs)
 
