@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from codiemb.losses import info_nce
+from codiemb.losses import contrastive, info_nce
 
 TAU = 0.1
 Batch = dict[str, Any]
@@ -89,6 +91,49 @@ def test_gradient_is_that_of_the_value(margin: float | None, in_batch: bool) -> 
     embeddings = [batch.pop(name).requires_grad_() for name in ("query", "positives", "negatives")]
     options = {"temperature": TAU, "false_negative_margin": margin, "in_batch": in_batch}
     assert torch.autograd.gradcheck(lambda *tensors: info_nce(*tensors, **batch, **options), embeddings)
+
+
+@pytest.mark.parametrize("similarities", [1, 60, 150])  # of 25 candidates a query, 20 of them hard negatives
+@pytest.mark.parametrize("margin", [None, 0.1])
+@pytest.mark.parametrize("in_batch", [True, False])
+def test_blocks_of_queries_give_the_loss_and_gradients_of_the_whole(
+    similarities: int, margin: float | None, in_batch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def computed() -> list[Tensor]:
+        batch = ragged_batch(seed=3)
+        embeddings = [batch[name].requires_grad_() for name in ("query", "positives", "negatives")]
+        loss = info_nce(**batch, temperature=TAU, false_negative_margin=margin, in_batch=in_batch)
+        return [loss.detach(), *torch.autograd.grad(loss, embeddings)]
+
+    whole = computed()
+    monkeypatch.setattr(contrastive, "_SIMILARITIES", similarities)
+    torch.testing.assert_close(computed(), whole, rtol=1e-12, atol=1e-14)
+
+
+def test_similarities_of_a_large_batch_never_exist_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, block = 256, 16
+    query, positives = unit(rows, 8).requires_grad_(), unit(rows, 1, 8, seed=1).requires_grad_()
+
+    def largest() -> int:
+        with _LargestTensor() as watched:
+            info_nce(query, positives, false_negative_margin=0.1).backward()
+        return watched.elements
+
+    assert largest() >= rows * rows
+    monkeypatch.setattr(contrastive, "_SIMILARITIES", block * rows)
+    assert largest() <= block * rows
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that any operation returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [part for part in tree_leaves(result) if isinstance(part, Tensor)]
+        self.elements = max([self.elements, *(tensor.numel() for tensor in tensors)])
+        return result
 
 
 @pytest.mark.parametrize("negatives", [0, 1, 3])

@@ -5,11 +5,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from . import distributed
 from ._inputs import at_least_float32, check_temperature
 
 UNKNOWN = -1  # the content id that equals no other
+_SIMILARITIES = 1 << 24  # of queries and candidates that are held at once: 64 MiB of each float32 intermediate
 
 
 @at_least_float32
@@ -39,6 +41,9 @@ def info_nce(
     A candidate is left out as a false negative of a query if its id is that of the query's text, of one of
     its positives or of its known positives; if it is the positive of a row with the same query text; or if
     its cosine exceeds that of the positive at hand by more than `false_negative_margin`.
+
+    The similarities of a large batch never exist as a whole: they are computed for a block of queries at a time,
+    and again in the backward pass, so that memory grows with the batch and not with its square.
 
     Args:
         query: unit norm, (batch, dim).
@@ -73,41 +78,55 @@ def info_nce(
     def from_all_ranks(tensor: Tensor) -> Tensor:
         return distributed.gather(tensor) if gather else tensor
 
+    row = torch.arange(len(query), device=query.device)
+    all_text_ids = from_all_ranks(text_ids)
+    own_ids = torch.cat([text_ids[:, None], own.ids, known_ids], 1)
     if in_batch:
-        row = torch.arange(len(query), device=query.device)
         first = own.valid.int().argmax(1)  # of equal maxima, argmax returns the first
         in_batch_positive = _Texts(*(part[row, first, None] for part in own))
         candidates = _Texts(
             *(from_all_ranks(torch.cat(parts, 1)) for parts in zip(in_batch_positive, hard, strict=True))
         )
-        cosine = query @ candidates.embeddings.flatten(0, 1).T  # (batch, candidates)
-        # Slot 0 of a row is its positive, left out for the row's own query and for others of the same text.
-        own_row = row + (distributed.rank() * len(query) if gather else 0)
-        all_rows = torch.arange(len(candidates.ids), device=query.device)
-        same_query = (own_row[:, None] == all_rows) | _equal(text_ids[:, None], from_all_ranks(text_ids))
-        left_out = ~candidates.valid.repeat(len(query), 1, 1)  # (batch, rows, slots)
-        left_out[:, :, 0] |= same_query
-        left_out = left_out.flatten(1)
-        candidate_ids = candidates.ids.flatten()
-    else:
-        cosine = torch.einsum("bd,bnd->bn", query, hard.embeddings)
-        left_out, candidate_ids = ~hard.valid, hard.ids
+    own_row = row + (distributed.rank() * len(query) if gather else 0)
+    all_rows = torch.arange(len(all_text_ids), device=query.device)
 
-    own_ids = torch.cat([text_ids[:, None], own.ids, known_ids], 1)
-    for ids in own_ids.unbind(1):  # one at a time, to need memory for (batch, candidates) only
-        left_out |= _equal(candidate_ids, ids[:, None])
+    def losses_of(rows: slice) -> Tensor:
+        """Of some queries and their positives, (rows, positives)."""
+        if in_batch:
+            cosine = query[rows] @ candidates.embeddings.flatten(0, 1).T  # (rows, candidates)
+            # Slot 0 of a row is its positive, left out for the row's own query and for others of the same text.
+            same_query = (own_row[rows, None] == all_rows) | _equal(text_ids[rows, None], all_text_ids)
+            left_out = ~candidates.valid.repeat(len(cosine), 1, 1)  # (rows, all rows, slots)
+            left_out[:, :, 0] |= same_query
+            left_out = left_out.flatten(1)
+            candidate_ids = candidates.ids.flatten()
+        else:
+            cosine = torch.einsum("bd,bnd->bn", query[rows], hard.embeddings[rows])
+            left_out, candidate_ids = ~hard.valid[rows], hard.ids[rows]
+        for ids in own_ids[rows].unbind(1):  # one at a time, to need memory for (rows, candidates) only
+            left_out |= _equal(candidate_ids, ids[:, None])
 
-    nothing = torch.finfo(cosine.dtype).min
-    logits = (cosine / temperature).masked_fill(left_out, nothing)
-    positive_cosine = torch.einsum("bd,bpd->bp", query, own.embeddings)
-    if false_negative_margin is None:
-        negative = logits.logsumexp(1, keepdim=True)
-    else:
-        limits = (positive_cosine + false_negative_margin).unbind(1)
-        too_close = (cosine > limit[:, None] for limit in limits)
-        negative = torch.stack([logits.masked_fill(close, nothing).logsumexp(1) for close in too_close], 1)
-    # Cross-entropy of one logit against others, without the cancellation of a log-softmax when it is near 0.
-    losses = -F.logsigmoid(positive_cosine / temperature - negative)  # (batch, positives)
+        nothing = torch.finfo(cosine.dtype).min
+        logits = (cosine / temperature).masked_fill(left_out, nothing)
+        positive_cosine = torch.einsum("bd,bpd->bp", query[rows], own.embeddings[rows])
+        if false_negative_margin is None:
+            negative = logits.logsumexp(1, keepdim=True)
+        else:
+            limits = (positive_cosine + false_negative_margin).unbind(1)
+            too_close = (cosine > limit[:, None] for limit in limits)
+            negative = torch.stack([logits.masked_fill(close, nothing).logsumexp(1) for close in too_close], 1)
+        # Cross-entropy of one logit against others, without the cancellation of a log-softmax when it is near 0.
+        return -F.logsigmoid(positive_cosine / temperature - negative)
+
+    width = candidates.ids.numel() if in_batch else hard.ids.shape[1]
+    block = max(1, _SIMILARITIES // max(1, width))
+    if len(query) <= block:
+        losses = losses_of(slice(None))
+    else:  # a block of queries is computed at a time, and again in the backward pass
+        blocks = (slice(start, start + block) for start in range(0, len(query), block))
+        losses = torch.cat(
+            [checkpoint(losses_of, rows, use_reentrant=False, preserve_rng_state=False) for rows in blocks]
+        )
     total = ((losses * own.valid).sum(1) / own.valid.sum(1).clamp(min=1)).sum()
     # The mean over the queries that count on any rank; as the ranks' losses are averaged, times their number.
     ranks = distributed.world_size() if gather else 1
