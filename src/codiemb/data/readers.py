@@ -70,7 +70,7 @@ def read(
     Raises:
         DataError: a missing or empty file, or bad rows.
     """
-    files = _data_files([paths] if isinstance(paths, (str, Path)) else paths)
+    files = data_files([paths] if isinstance(paths, (str, Path)) else paths)
     cache_dir = cache_dir or cache_root() / "data"
     cache_dir.mkdir(parents=True, exist_ok=True)
     tables: list[TaskTable] = []
@@ -118,7 +118,12 @@ def _copy_rejected(stored: Stored, directory: Path, name: str) -> Path:
     return target
 
 
-def _data_files(paths: Sequence[str | Path]) -> list[Path]:
+def data_files(paths: Sequence[str | Path]) -> list[Path]:
+    """The files themselves, and all data files right in a directory, by name.
+
+    Raises:
+        DataError: nothing given, nothing there, or a file given twice.
+    """
     files: list[Path] = []
     missing = []
     for path in map(Path, paths):
