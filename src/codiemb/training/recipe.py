@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-import reprlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     create_model,
     field_validator,
     model_validator,
 )
 
 from codiemb.prompts import TEMPLATES, InstructionTemplate
-from codiemb.tasks import TASKS
+from codiemb.tasks import TASKS, ContrastiveOptions
+from codiemb.training.sections import RecipeError, Section, load_section, merged, nearest, parse_section
 
-
-class RecipeError(ValueError):
-    """A recipe that cannot be used; the message lists every fault with its key."""
-
-
-class Section(BaseModel):
-    """Part of a recipe: unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+__all__ = ["Recipe", "RecipeError", "load_recipe", "parse_recipe"]
 
 
 _PROMPT_SIDES = ("query", "document", "default")
@@ -67,11 +53,11 @@ class Prompts(Section):
         if value is None or isinstance(value, InstructionTemplate) or (isinstance(value, str) and value in TEMPLATES):
             return value
         if isinstance(value, str):
-            raise ValueError(f"unknown template{_nearest(value, TEMPLATES)} expected {expected}")
+            raise ValueError(f"unknown template{nearest(value, TEMPLATES)} expected {expected}")
         if not isinstance(value, dict) or not all(isinstance(prompt, str) for prompt in value.values()):
             raise ValueError(f"expected {expected}")
         if unknown := [key for key in value if key not in _PROMPT_SIDES]:
-            raise ValueError(f"unknown key {unknown[0]!r}{_nearest(unknown[0], _PROMPT_SIDES)} expected {expected}")
+            raise ValueError(f"unknown key {unknown[0]!r}{nearest(unknown[0], _PROMPT_SIDES)} expected {expected}")
         return InstructionTemplate(**value)
 
 
@@ -107,6 +93,14 @@ class Evaluation(Section):
     keep_best: bool = Field(True, description="end with the best evaluated checkpoint, not the last one")
 
 
+class Consistency(Section):
+    """Which weak pairs are kept: those whose document a model finds again among others."""
+
+    model: str = Field("bundled", description="the model that ranks: a hub id, a directory, or 'bundled'")
+    keep_top: PositiveInt = Field(2, description="a row stays if one of its positives is among that many best")
+    pool: PositiveInt = Field(10_000, description="documents of the data set, drawn at random, that it is ranked among")
+
+
 class Checkpoints(Section):
     """What a killed run can go on from."""
 
@@ -127,12 +121,27 @@ def _tasks_section() -> type[Section]:
 Tasks = _tasks_section()
 
 
+_WEAK_PAIRS = {"batch_size": 4096, "temperature": 0.05, "negatives": 0}
+ALIGN_DEFAULTS: Mapping[str, Any] = {
+    "tasks": {name: _WEAK_PAIRS for name, task in TASKS.items() if task.options is ContrastiveOptions},
+    "optimizer": {"learning_rate": 2e-4},
+    "token_embeddings": "all",
+}
+"""What `stage: align` has in place of the other defaults: large batches, negatives from the batch alone, and a higher
+temperature, as some of them are false. Finding the rows of the token table in use would read millions of pairs first.
+"""
+
+
 class Recipe(Section):
     """Everything a training run depends on."""
 
+    stage: Literal["align", "finetune"] = Field(
+        "finetune", description="align: the defaults of training on weak pairs, see below"
+    )
     model: str = Field(description="a hub id, a directory, or 'bundled'")
     output: Path = Field(description="directory of the trained model; checkpoints and logs lie in its training/")
     train: list[Source] = Field(min_length=1)
+    consistency: Consistency | None = Field(None, description="null: all rows of `train` are trained on")
     evaluation: Evaluation = Evaluation()
     prompts: Prompts = Prompts()
     tasks: Tasks = Field(default_factory=Tasks)  # type: ignore[valid-type]
@@ -163,6 +172,13 @@ class Recipe(Section):
     log_every: PositiveInt = 10
     on_error: Literal["raise", "skip"] = Field("raise", description="what a broken data row does")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_stage(cls, content: Any) -> Any:
+        if isinstance(content, Mapping) and content.get("stage") == "align":
+            return merged(ALIGN_DEFAULTS, content)
+        return content
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if faults := list(self._contradictions()):
@@ -173,7 +189,7 @@ class Recipe(Section):
         shares = self.sampling.task_shares or {}
         for name in shares:
             if name not in TASKS:
-                yield f"sampling.task_shares.{name}: unknown task{_nearest(name, TASKS)} allowed: {', '.join(TASKS)}"
+                yield f"sampling.task_shares.{name}: unknown task{nearest(name, TASKS)} allowed: {', '.join(TASKS)}"
         if shares and not any(shares.values()):
             yield "sampling.task_shares: all shares are 0, expected at least one above 0"
         weighted = [source for source in self.train if source.weight is not None]
@@ -201,19 +217,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: the file cannot be read, or with every fault: its key, what was given, what is allowed.
     """
-    try:
-        content = _yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: there is no such recipe. The ready ones lie in recipes/.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise RecipeError(f"{path}: got {type(content).__name__}, expected keys such as model, output and train.")
-    for override in overrides:
-        _override(content, override)
-    return parse_recipe(content, str(path))
+    return load_section(Recipe, path, overrides)
 
 
 def parse_recipe(content: Mapping[str, Any], origin: str = "recipe") -> Recipe:
@@ -222,83 +226,4 @@ def parse_recipe(content: Mapping[str, Any], origin: str = "recipe") -> Recipe:
     Raises:
         RecipeError: with every fault.
     """
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        lines = [line for fault in error.errors(include_url=False) for line in _explain(fault).splitlines()]
-        raise RecipeError("\n".join(f"{origin}: {line}" for line in lines)) from None
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML where `3e-5` is a number, as in YAML 1.2, and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in keys:
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark)
-            keys.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def _yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)
-
-
-def _override(content: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"override {override!r}: expected key.sub=value, such as optimizer.learning_rate=3e-5")
-    *parents, last = key.split(".")
-    node: Any = content
-    for depth, name in enumerate(parents, start=1):
-        if node.get(name) is None:
-            node[name] = {}
-        node = node[name]
-        if not isinstance(node, dict):
-            raise RecipeError(
-                f"override {override!r}: {'.'.join(parents[:depth])} is no section of keys but {reprlib.repr(node)}; "
-                "give it a whole new value"
-            )
-    try:
-        node[last] = _yaml(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"override {override!r}: the value is not YAML: {error}") from error
-
-
-def _explain(fault: Mapping[str, Any]) -> str:
-    location = list(fault["loc"])
-    key = ".".join(map(str, location))
-    given = reprlib.repr(fault["input"])
-    if fault["type"] == "extra_forbidden":
-        allowed = _fields_at(location[:-1])
-        return f"{key}: unknown key (got {given}){_nearest(str(location[-1]), allowed)} allowed: {', '.join(allowed)}"
-    if fault["type"] == "missing":
-        return f"{key}: missing, but required"
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    if not location:  # of the recipe as a whole: the message names its keys
-        return message
-    if fault["type"] == "model_type":
-        message = f"expected the keys {', '.join(_fields_at(location))}"
-    return f"{key}: got {given}, {message.replace('Input should be', 'expected', 1)}"
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ";"
-
-
-def _fields_at(location: Iterable[str | int]) -> list[str]:
-    """The keys of the section at `location`."""
-    section: Any = Recipe
-    for part in location:
-        if isinstance(part, str):
-            annotation = section.model_fields[part].annotation
-            section = getattr(annotation, "__args__", (annotation,))[0]
-    return list(section.model_fields)
+    return parse_section(Recipe, content, origin)
