@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from codiemb.losses import PRESETS, StsWeights
-from codiemb.training.recipe import Recipe
+from codiemb.training.recipe import ALIGN_DEFAULTS, Recipe
 
 _INTRO = """# Every key of a recipe
 
@@ -36,6 +36,15 @@ A preset's name ({presets}), weights by name (`{{pearson: 1, cosent: 0.5}}`, oth
 |---|---:|---:|
 """
 
+_ALIGN = """
+## `stage: align`
+
+Other defaults than above, for training on weak pairs ([stages](three-stages.md)):
+
+| key | default |
+|---|---|
+"""
+
 
 def recipe_reference() -> str:
     """The page as Markdown."""
@@ -45,7 +54,17 @@ def recipe_reference() -> str:
         f"| `{item.name}` | {getattr(ours, item.name)} | {getattr(release, item.name)} |" for item in fields(StsWeights)
     ]
     presets = ", ".join(f"`{name}`" for name in PRESETS)
-    return _INTRO + "\n".join(rows) + "\n" + _STS.format(presets=presets) + "\n".join(weights) + "\n"
+    align = [f"| `{key}` | `{value}` |" for key, value in _flat(ALIGN_DEFAULTS)]
+    sts = _STS.format(presets=presets) + "\n".join(weights) + "\n"
+    return _INTRO + "\n".join(rows) + "\n" + sts + _ALIGN + "\n".join(align) + "\n"
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
@@ -53,6 +72,8 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, 
         key = f"{prefix}{name}"
         section, listed = _section(info.annotation)
         if section is not None:
+            if info.default is None:
+                yield key, "mapping or null", "`null`", info.description or ""
             yield from _rows(section, f"{key}[]." if listed else f"{key}.")
         else:
             yield key, _kind(info.annotation), _default(info), (info.description or "").replace("|", "\\|")
@@ -60,7 +81,8 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, 
 
 def _section(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
     listed = typing.get_origin(annotation) is list
-    inner = typing.get_args(annotation)[0] if listed else annotation
+    optional = type(None) in typing.get_args(annotation)
+    inner = typing.get_args(annotation)[0] if listed or optional else annotation
     return (inner, listed) if isinstance(inner, type) and issubclass(inner, BaseModel) else (None, listed)
 
 
