@@ -7,7 +7,7 @@ import logging
 import math
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -31,6 +31,7 @@ from codiemb.encoding import EmbeddingPass, best_precision
 from codiemb.prompts import TEMPLATES, InstructionTemplate, PromptedText
 from codiemb.tasks import SYMMETRIC, TASKS, StsOptions, TaskOptions
 from codiemb.training import cpu
+from codiemb.training.consistency import ConsistencyFilter, PairFilter, Verdicts, filtered, write_refused
 from codiemb.training.model_card import model_card
 from codiemb.training.output import RunDirectory
 from codiemb.training.progress import TrainingProgress
@@ -49,7 +50,8 @@ class TrainingReport:
     Attributes:
         model: directory of the trained model.
         before, after: held-out scores (0 to 1) by name, with `ir`, `sts` and `mean`; empty without evaluation data.
-        data: per data set, its task, rows and steps per epoch.
+        data: per data set, its task, rows, steps per epoch, and the rows left out: `rejected` as broken, `refused` by
+            the filter of pairs.
         settings: precision, attention, devices, versions, and the seconds of training.
         steps: optimizer steps; tokens: read by the network, without padding. With `truncated_texts` and
             `training_seconds`, of the whole run however often it was resumed.
@@ -72,7 +74,12 @@ class TrainingReport:
 
 
 def run(
-    recipe: Recipe, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+    keep_pairs: PairFilter | None = None,
 ) -> TrainingReport:
     """Train as the recipe says. Start it under `torchrun` to use several devices: a process uses one.
 
@@ -82,6 +89,7 @@ def run(
             is done is not repeated.
         overwrite: delete what an earlier run left in the output directory.
         console: for progress; stderr if None.
+        keep_pairs: decides which rows of task `ir` are trained on, in place of the recipe's `consistency`.
     Raises:
         OutputError: the output directory holds something else, or another recipe's run.
         DivergedError: the loss became infinite or no number.
@@ -101,7 +109,8 @@ def run(
     if resume and directory.report.is_file():
         say(f"{directory.path} holds the finished run: nothing to do.")
         return TrainingReport(**json.loads(directory.report.read_text(encoding="utf-8")))
-    tables = read_tables(recipe)
+    all_tables = read_tables(recipe)
+    tables, verdicts = _consistent_tables(recipe, all_tables, keep_pairs, arguments, say)
     options: dict[str, TaskOptions] = {name: getattr(recipe.tasks, name) for name in TASKS}
     sampler = make_sampler(recipe, tables, options, arguments)
     steps = _total_steps(recipe, sampler)
@@ -120,6 +129,11 @@ def run(
     _wait_for_all_ranks()  # none may find what the main one writes now
     if is_main:
         directory.prepare(overwrite=overwrite)
+        for table in all_tables:
+            if table.name in verdicts:
+                path = directory.state / "refused" / f"{table.name.replace('/', '-')}.jsonl"
+                write_refused(table, verdicts[table.name], path)
+                say(f"{table.name}: {_refused(verdicts, table)} of {len(table.rows)} rows left out, see {path}")
     _wait_for_all_ranks()
     plan = directory.remembered("plan", sampler.state_dict, write=is_main)
     sampler.load_state_dict(plan)  # an error if the data have changed
@@ -132,7 +146,7 @@ def run(
     trainer = CoDiEmbTrainer(
         embedding_pass,
         arguments,
-        rows=TrainingRows(tables, _collator(recipe, tables, template, options), sampler),
+        rows=TrainingRows(tables, make_collator(recipe, tables, template, options), sampler),
         options=options,
         template=template,
         evaluate=score,
@@ -164,7 +178,10 @@ def run(
         model=str(recipe.output),
         before=before,
         after=dict(score(embedding_pass)) if score else {},
-        data=_data_counts(tables, sampler),
+        data=[
+            {**counts, "refused": _refused(verdicts, table)}
+            for counts, table in zip(_data_counts(tables, sampler), tables, strict=True)
+        ],
         settings=_settings(embedding_pass, arguments, trainer.totals.seconds),
         steps=trainer.state.global_step,
         seconds=round(time.monotonic() - started, 1),
@@ -185,6 +202,31 @@ def run(
 def read_tables(recipe: Recipe) -> list[TaskTable]:
     """The training data, one table per (file, task type)."""
     return read([source.path for source in recipe.train], on_error=recipe.on_error)
+
+
+def _consistent_tables(
+    recipe: Recipe,
+    tables: list[TaskTable],
+    keep_pairs: PairFilter | None,
+    arguments: TrainingArguments,
+    say: Callable[[str], None],
+) -> tuple[list[TaskTable], dict[str, Verdicts]]:
+    if keep_pairs is None and recipe.consistency is None:
+        return tables, {}
+    if arguments.process_index > 0:  # the main one fills the cache that the others read
+        _wait_for_all_ranks()
+    if keep_pairs is None:
+        assert recipe.consistency is not None
+        say(f"ranking the documents of the training pairs with {recipe.consistency.model}; ranks are kept")
+        keep_pairs = ConsistencyFilter(recipe.consistency, seed=recipe.seed, device=str(arguments.device))
+    kept = filtered(tables, keep_pairs)
+    if arguments.process_index == 0:
+        _wait_for_all_ranks()
+    return kept
+
+
+def _refused(verdicts: Mapping[str, Verdicts], table: TaskTable) -> int:
+    return int((~verdicts[table.name].keep).sum()) if table.name in verdicts else 0
 
 
 def make_sampler(
@@ -273,9 +315,10 @@ def _prompted(text: Mapping[str, str], template: InstructionTemplate, side: Any)
     return PromptedText(template.prompt(side, text["instruction"]), text["prefix"] + text["text"])
 
 
-def _collator(
+def make_collator(
     recipe: Recipe, tables: Sequence[TaskTable], template: InstructionTemplate, options: Mapping[str, TaskOptions]
 ) -> TaskCollator:
+    """What makes batches of rows."""
     ranges = {
         table.name: table.score_range
         for table in tables
