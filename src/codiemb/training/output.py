@@ -15,7 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from codiemb.evaluation.report import to_json, write_json
 from codiemb.training.recipe import Recipe
-from codiemb.training.trainer import checkpoint_step
+from codiemb.training.resumable import checkpoint_step
 
 REPORT_FILE = "training_report.json"
 

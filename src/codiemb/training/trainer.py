@@ -6,22 +6,15 @@ a checkpoint's model directory looks like, and the evaluation.
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from codiemb import backbones
@@ -31,20 +24,15 @@ from codiemb.data.sampler import SingleTaskBatchSampler
 from codiemb.encoding import EmbeddingPass, Embeddings
 from codiemb.prompts import InstructionTemplate
 from codiemb.tasks import TASKS, TaskOptions, detached
+from codiemb.training.resumable import STATE_FILE, DivergedError, ResumableTrainer, checkpoint_step, last_checkpoint
 from codiemb.training.token_rows import UsedRowsEmbedding, install, remove
-from codiemb.training.totals import Totals
+
+__all__ = ["CoDiEmbTrainer", "DivergedError", "Evaluate", "TrainingRows", "checkpoint_step", "last_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
 Scores = Mapping[str, float]
 Evaluate = Callable[[EmbeddingPass], Scores]
-
-STATE_FILE = "trainer_state.json"
-"""Written last into a checkpoint, so its presence says that the checkpoint is complete."""
-
-
-class DivergedError(ValueError):
-    """A loss that is no number: nothing that follows can be of use."""
 
 
 class TrainingRows(Dataset[TaskBatch]):
@@ -74,7 +62,7 @@ class TrainingRows(Dataset[TaskBatch]):
 
 
 class _Flow(TrainerCallback):
-    """Tells sampler and rows which epoch begins, also on resuming, before any batch is made; logs the last step."""
+    """Tells sampler and rows which epoch begins, also on resuming, before any batch is made."""
 
     def __init__(self, rows: TrainingRows) -> None:
         self.rows = rows
@@ -83,12 +71,8 @@ class _Flow(TrainerCallback):
         self.rows.epoch = int(state.epoch or 0)
         self.rows.sampler.set_epoch(self.rows.epoch)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.global_step >= state.max_steps:
-            control.should_log = True
 
-
-class CoDiEmbTrainer(Trainer):
+class CoDiEmbTrainer(ResumableTrainer):
     """Trains an `EmbeddingPass` on single-task batches.
 
     Args:
@@ -100,9 +84,6 @@ class CoDiEmbTrainer(Trainer):
         evaluate: held-out scores of the model, or None for no evaluation.
         used_tokens: train only these rows of the token table; None trains it as the model has it.
         gather: losses see the batches of all ranks.
-
-    Attributes:
-        totals: tokens and the like of the whole run, brought up to date at each log and checkpoint.
     """
 
     def __init__(
@@ -124,8 +105,6 @@ class CoDiEmbTrainer(Trainer):
         self._evaluate_scores = evaluate
         self._gather = gather
         self._losses: dict[str, list[Tensor | float]] = {}  # of this rank since the last log
-        self._counts = [0, 0]  # tokens and truncated texts of this rank that are not in `totals` yet
-        self.totals = Totals()
         self._token_rows: UsedRowsEmbedding | None = None
         if used_tokens is not None:
             self._token_rows = install(embedding_pass.transformer.model, used_tokens)
@@ -135,12 +114,10 @@ class CoDiEmbTrainer(Trainer):
             args=args,
             train_dataset=rows,
             eval_dataset=[] if evaluate else None,
-            callbacks=[_Flow(rows), self.totals, *(callbacks or [])],
+            callbacks=[_Flow(rows), *(callbacks or [])],
         )
         # Our loss is a mean over the batch: the trainer has to divide it by the accumulation steps itself.
         self.model_accepts_loss_kwargs = False
-        self.remove_callback(PrinterCallback)
-        self.remove_callback(ProgressCallback)
 
     # -- data and loss -------------------------------------------------------------------------------------------
 
@@ -185,29 +162,6 @@ class CoDiEmbTrainer(Trainer):
         super().log(logs, start_time)
         self._require_finite(logs.get("loss", 0.0))
 
-    def _count(self) -> None:
-        """Move the counts of all ranks to the totals."""
-        tokens, truncated = self._sum_over_ranks(self._counts)
-        self.totals.tokens += int(tokens)
-        self.totals.truncated_texts += int(truncated)
-        self._counts = [0, 0]
-
-    def _sum_over_ranks(self, values: Sequence[float]) -> list[float]:
-        if self.args.world_size == 1:
-            return list(values)
-        total = torch.tensor(values, dtype=torch.float64, device=self.args.device)
-        dist.all_reduce(total)
-        return total.tolist()
-
-    def _require_finite(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            survivor = last_checkpoint(Path(self.args.output_dir))
-            raise DivergedError(
-                f"The loss became {loss} at step {self.state.global_step} or up to {self.args.logging_steps} steps "
-                f"before. Lower optimizer.learning_rate, or set precision to fp32"
-                + (f"; {survivor} was saved before." if survivor else ".")
-            )
-
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As the library's, without embeddings: decay would move the rows of tokens that no text holds."""
         tables = tuple(
@@ -219,48 +173,13 @@ class CoDiEmbTrainer(Trainer):
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 
-    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
-        """Held-out scores as `eval_<name>`."""
+    def held_out_scores(self) -> Scores:
+        """Those of the data it was given."""
         assert self._evaluate_scores is not None  # the trainer only evaluates where it was given data
         embedding_pass: EmbeddingPass = self.model
-        # Dropout's random numbers must not depend on whether and when there was an evaluation.
-        device = self.args.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            scores = self._evaluate_scores(embedding_pass)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
-        self.log(metrics)
-        control: TrainerControl = self.control  # type: ignore[has-type]
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)
-        return metrics
+        return self._evaluate_scores(embedding_pass)
 
     # -- saving and loading --------------------------------------------------------------------------------------
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As the library does, but a checkpoint that fails leaves no debris and says what survives."""
-        self._count()
-        self._require_finite(float(self._tr_loss))
-        try:
-            super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            broken = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            shutil.rmtree(broken, ignore_errors=True)
-            survivor = last_checkpoint(Path(self.args.output_dir))
-            remedy = (
-                f"{survivor} is whole: go on from it with --resume"
-                if survivor
-                else "there is none before it: begin anew"
-            )
-            raise OSError(
-                f"The checkpoint {broken} could not be written ({error}). Free some space; {remedy}."
-            ) from error
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()  # before the main rank writes the state, which says that all is there
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if self.args.should_save:  # the library calls this on all ranks
-            self.save_to(Path(output_dir or self.args.output_dir))
 
     def save_to(self, directory: Path) -> None:
         """Write the model as a plain sentence-transformers directory."""
@@ -299,21 +218,6 @@ class CoDiEmbTrainer(Trainer):
     @property
     def _sentence_transformer(self) -> SentenceTransformer:
         return self.model.model
-
-
-def checkpoint_step(checkpoint: Path) -> int | None:
-    """Optimizer steps that a checkpoint holds; None if it is not complete."""
-    try:
-        return int(json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))["global_step"])
-    except (OSError, ValueError, KeyError, TypeError):  # killed while writing
-        return None
-
-
-def last_checkpoint(directory: Path) -> Path | None:
-    """The newest complete checkpoint."""
-    steps = {path: checkpoint_step(path) for path in directory.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
-    complete = {path: step for path, step in steps.items() if step is not None}
-    return max(complete, key=complete.__getitem__, default=None)
 
 
 def _freeze_unread(embedding_pass: EmbeddingPass) -> None:
