@@ -210,3 +210,16 @@ def test_the_page_of_keys_is_up_to_date():
 
     page = Path(__file__).parents[2] / "docs" / "recipe.md"
     assert page.read_text(encoding="utf-8") == recipe_reference(), "write recipe_reference() to docs/recipe.md"
+
+
+def test_align_has_defaults_of_its_own_which_the_recipe_overrides(make_recipe):
+    aligned = make_recipe(stage="align", tasks={"ir": {"negatives": 1}}, optimizer={"warmup": 0.2})
+    ordinary = make_recipe(tasks={}, optimizer={})
+    assert (ordinary.tasks.ir.batch_size, ordinary.tasks.ir.negatives, ordinary.token_embeddings) == (32, 4, "used")
+    assert (aligned.tasks.ir.batch_size, aligned.tasks.ir.negatives) == (4096, 1)
+    assert aligned.tasks.ir.temperature > ordinary.tasks.ir.temperature
+    assert (aligned.optimizer.learning_rate, aligned.optimizer.warmup) == (2e-4, 0.2)
+    assert aligned.token_embeddings == "all"
+    assert aligned.tasks.sts == ordinary.tasks.sts
+    # What is written down is what was trained with, however the defaults change.
+    assert parse_recipe(aligned.model_dump(mode="json")) == aligned
