@@ -8,13 +8,12 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from codiemb.evaluation.report import to_json, write_json
-from codiemb.training.recipe import Recipe
 from codiemb.training.resumable import checkpoint_step
 
 REPORT_FILE = "training_report.json"
@@ -24,6 +23,20 @@ class OutputError(ValueError):
     """An output directory that this run must not touch, or cannot write to."""
 
 
+class RunRecipe(Protocol):
+    """What is asked here of a recipe, which is a `Section`."""
+
+    @property
+    def output(self) -> Path:
+        """Directory of the run."""
+
+    def inputs(self) -> list[Path]:
+        """What it reads; a hub id is a path that does not exist."""
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """All keys."""
+
+
 class RunDirectory:
     """Layout: the model, README.md and the report at the top once a run is done, all else in `training/`.
 
@@ -31,7 +44,7 @@ class RunDirectory:
         recipe: its `output` is the directory.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: RunRecipe) -> None:
         self.path = recipe.output
         self.report = self.path / REPORT_FILE
         self.state = self.path / "training"
@@ -121,18 +134,17 @@ class RunDirectory:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _check_inputs_outside(self) -> None:
-        paths = [source.path for source in self._recipe.train] + self._recipe.evaluation.data
-        for path in [*paths, Path(self._recipe.model)]:
+        for path in self._recipe.inputs():
             if path.exists() and self.path.resolve() in (path.resolve(), *path.resolve().parents):
                 raise OutputError(f"{path}: lies in {self.path}, which --overwrite deletes. Give another output=DIR.")
 
 
-def recipe_yaml(recipe: Recipe) -> str:
+def recipe_yaml(recipe: RunRecipe) -> str:
     """The whole recipe, defaults included."""
     return yaml.safe_dump(_content(recipe), allow_unicode=True, sort_keys=False)
 
 
-def _content(recipe: Recipe) -> dict[str, Any]:
+def _content(recipe: RunRecipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json")
 
 

@@ -185,6 +185,10 @@ class Recipe(Section):
             raise ValueError("\n".join(faults))
         return self
 
+    def inputs(self) -> list[Path]:
+        """Files and directories that a run reads."""
+        return [*(source.path for source in self.train), *self.evaluation.data, Path(self.model)]
+
     def _contradictions(self) -> Iterator[str]:
         shares = self.sampling.task_shares or {}
         for name in shares:
