@@ -1,0 +1,94 @@
+"""The report for people, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+_LONGEST = 160  # characters of a text that are shown
+_SHOWN_NEGATIVES = 4
+
+
+def page(report: Mapping[str, Any], plot: str) -> str:
+    """The page, with a link to the plot beside it."""
+    return "\n".join(_lines(report, plot)) + "\n"
+
+
+def _lines(report: Mapping[str, Any], plot: str) -> Iterator[str]:
+    about = report["about"]
+    yield "# Mined negatives"
+    yield ""
+    yield (
+        f"{report['negatives']:,} negatives for {about['mined_rows']:,} rows ({about['queries']:,} queries), out of "
+        f"{about['documents']:,} documents. {report['short_rows']:,} rows got fewer than the "
+        f"{about['options']['negatives']} that were asked for."
+    )
+    if report["relabelled"]:
+        yield f"\n{report['relabelled']:,} candidates became positives."
+    yield ""
+    yield from _table(("negatives of a row", "rows"), report["per_row"].items())
+    if len(report["found_by"]) > 1:
+        yield from _table(("miner", "negatives it found"), report["found_by"].items())
+    yield "## Scores"
+    yield ""
+    yield f"![scores of positives and negatives]({plot})"
+    yield ""
+    judge = "cosines" if about["judge"]["kind"] == "cosine" else "the cross-encoder's"
+    yield f"Scores are {judge}. The gap is a row's lowest positive less a negative; {report['above_positive']:,} negatives"
+    yield "are above their positive." + (
+        f" Random pairs have {about['chance']:.3f} in the mean." if about["chance"] else ""
+    )
+    yield ""
+    percentiles = list(next(iter(report["scores"].values()))["percentiles"])
+    yield from _table(
+        ("", "texts", "mean", *(f"{percentile} %" for percentile in percentiles)),
+        (
+            (name, scores["count"], f"{scores['mean']:.3f}", *(f"{v:.3f}" for v in scores["percentiles"].values()))
+            for name, scores in report["scores"].items()
+        ),
+    )
+    yield "## Rejected candidates"
+    yield ""
+    yield f"{report['looked_at']:,} candidates were looked at; a row's are looked at until it has enough."
+    yield ""
+    yield from _table(("reason", "candidates"), report["rejected"].items())
+    for example in report["rejections"]:
+        yield f"**{example['reason']}** (row {example['row']})"
+        yield ""
+        yield f"- query: {_short(example['query'])}"
+        yield f"- positive{_score(example['positive'])}: {_short(example['positive']['text'])}"
+        yield f"- rejected{_score(example['candidate'])}: {_short(example['candidate']['text'])}"
+        yield ""
+    yield "## Examples"
+    for example in report["examples"]:
+        yield ""
+        yield f"**{_short(example['query'])}** (row {example['row']})"
+        yield ""
+        for positive in example["positives"]:
+            yield f"- positive{_score(positive)}: {_short(positive['text'])}"
+        for gained in example["relabelled"]:
+            yield f"- now a positive{_score(gained)}: {_short(gained['text'])}"
+        for negative in example["negatives"][:_SHOWN_NEGATIVES]:
+            places = ", ".join(f"{name} {place['rank']}" for name, place in negative["found_by"].items())
+            yield f"- negative{_score(negative)}, rank {places}: {_short(negative['text'])}"
+        if more := len(example["negatives"]) - _SHOWN_NEGATIVES:
+            yield f"- and {more} more" if more > 0 else ""
+
+
+def _table(heading: Sequence[str], rows: Any) -> Iterator[str]:
+    yield f"| {' | '.join(heading)} |"
+    yield f"|{'---|' * len(heading)}"
+    for row in rows:
+        yield f"| {' | '.join(f'{cell:,}' if isinstance(cell, int) else str(cell) for cell in row)} |"
+    yield ""
+
+
+def _score(found: Mapping[str, Any]) -> str:
+    return "" if found["score"] is None else f" ({found['score']:.3f})"
+
+
+def _short(text: str) -> str:
+    """On one line, cut, and without what Markdown would read."""
+    text = " ".join(text.split())
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    return "".join(f"\\{character}" if character in "\\`*_[]<>#|" else character for character in text)
