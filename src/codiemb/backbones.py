@@ -27,9 +27,10 @@ from codiemb.extras import require
 from codiemb.model_source import WHAT_TO_GIVE, ModelError, ModelSource, check_device, find
 from codiemb.prompts import TEMPLATES, InstructionTemplate
 
-__all__ = ["Attention", "ModelError", "load", "pools_prompt", "save", "set_prompts", "template_of"]
+__all__ = ["Attention", "ModelError", "PoolingMode", "load", "pools_prompt", "save", "set_prompts", "template_of"]
 
 Attention = Literal["eager", "sdpa", "flash_attention_2"]
+PoolingMode = Literal["mean", "cls", "lasttoken", "weightedmean", "max"]
 
 TEMPLATE_FILE = "codiemb.json"
 """Beside a saved model: the instruction template, which sentence-transformers' `prompts` cannot hold."""
@@ -46,6 +47,7 @@ def load(
     attention: Attention | None = None,
     dropout: float | None = None,
     bidirectional: bool | None = None,
+    pooling: PoolingMode | None = None,
 ) -> SentenceTransformer:
     """Load a sentence-transformers model, float32, as its own configuration says.
 
@@ -56,6 +58,7 @@ def load(
         dropout: sets every dropout rate of the network; None keeps them.
         bidirectional: whether each token sees the later ones too. If None, as a published model says, and yes for a
             bare decoder; one that shall stay causal is pooled at its last token.
+        pooling: how token states become an embedding; None keeps what the model has, or gets as a bare network.
     Raises:
         ModelError: no such model, a directory with missing or damaged files, a device that is not there, or a network
             that cannot read as `bidirectional` asks.
@@ -65,6 +68,8 @@ def load(
         options = arguments(source, device=device, attention=attention, dropout=dropout)
         model = SentenceTransformer(**options)
         complete(model, source, bidirectional)
+        if pooling is not None:
+            _set_pooling(model, pooling)
     return model
 
 
@@ -126,7 +131,7 @@ def complete(model: SentenceTransformer, source: ModelSource, bidirectional: boo
     if not isinstance(network, PreTrainedModel):  # a graph of onnxruntime or OpenVINO is fixed
         return
     if source.gguf is not None:
-        _forget_quantization(network)
+        forget_quantization(network)
     bare = source.bare
     if not bare and bidirectional is None:
         return
@@ -148,6 +153,18 @@ def complete(model: SentenceTransformer, source: ModelSource, bidirectional: boo
         model.append(Normalize())
         if model.tokenizer.pad_token is None:  # plain sentence-transformers cannot make batches without one
             model.tokenizer.pad_token = model.tokenizer.eos_token or model.tokenizer.unk_token
+
+
+def _set_pooling(model: SentenceTransformer, mode: PoolingMode) -> None:
+    modules = [module for module in model if isinstance(module, Pooling)]
+    if not modules:
+        raise ModelError(f"pooling={mode}: the model has no pooling of its own to replace. Leave pooling out.")
+    for module in modules:
+        if module.pooling_output_dimension != module.embedding_dimension:
+            raise ModelError(
+                f"pooling={mode}: the model joins several poolings ({module.pooling_mode}), which what follows expects."
+            )
+        module.pooling_mode = mode
 
 
 def positions(model: SentenceTransformer) -> int | None:
@@ -182,7 +199,7 @@ def _reads_both_ways(network: PreTrainedModel) -> bool | None:
     return seen.pop() if len(seen) == 1 else None
 
 
-def _forget_quantization(network: PreTrainedModel) -> None:
+def forget_quantization(network: PreTrainedModel) -> None:
     """The weights of a GGUF file are unpacked; what says otherwise would keep the model from being saved."""
     network.hf_quantizer = None
     network.is_quantized = False
@@ -268,10 +285,15 @@ def _write_common_names(model: SentenceTransformer, directory: Path) -> None:
             if model.max_seq_length is not None:
                 content["max_seq_length"] = model.max_seq_length
             _write_json(config, content)
-            config = path / "tokenizer_config.json"
-            if config.is_file() and (content := _read_json(config)).get("tokenizer_class") == "TokenizersBackend":
-                _write_json(config, {**content, "tokenizer_class": "PreTrainedTokenizerFast"})
+            write_common_tokenizer(path)
     _write_json(directory / "modules.json", modules)
+
+
+def write_common_tokenizer(directory: Path) -> None:
+    """Name the class of the tokenizer saved in `directory` as earlier versions of transformers know it."""
+    config = directory / "tokenizer_config.json"
+    if config.is_file() and (content := _read_json(config)).get("tokenizer_class") == "TokenizersBackend":
+        _write_json(config, {**content, "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 _TEXT_NETWORK = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -12,14 +13,22 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from codiemb.training.totals import Totals
 
 
+def _hundredfold(score: float) -> str:
+    return f"{100 * score:.2f}"
+
+
 class TrainingProgress(TrainerCallback):
     """Steps, each task's loss, learning rate, tokens/s and the time left.
 
     `totals`: of the trainer that calls this; set it before training.
+
+    Args:
+        show: a held-out score as text.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, show: Callable[[float], str] = _hundredfold) -> None:
         self.console = console
+        self._show = show
         self.totals = Totals()
         self._bar: Progress | None = None
         self._since = (0.0, 0)  # (time, tokens) at the last log
@@ -81,7 +90,7 @@ class TrainingProgress(TrainerCallback):
         """Show the held-out scores."""
         if state.is_world_process_zero and metrics:
             scores = "  ".join(
-                f"{key.removeprefix('eval_')} {100 * value:.2f}"
+                f"{key.removeprefix('eval_')} {self._show(value)}"
                 for key, value in metrics.items()
                 if key.startswith("eval_")
             )

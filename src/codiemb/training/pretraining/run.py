@@ -1,0 +1,335 @@
+"""A whole pre-training: from a recipe to a language model whose perplexity is known."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from torch.utils.tensorboard import SummaryWriter
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers.integrations import TensorBoardCallback
+from transformers.utils import logging as transformers_logging
+
+from codiemb.data.examples import DataError
+from codiemb.encoding import best_precision
+from codiemb.training.output import RunDirectory
+from codiemb.training.pretraining.attention import check_attention, set_direction
+from codiemb.training.pretraining.card import model_card
+from codiemb.training.pretraining.documents import corpus_files, documents
+from codiemb.training.pretraining.masking import MaskedWindows, mask_token_id
+from codiemb.training.pretraining.networks import check_window, load_network, load_tokenizer, new_network
+from codiemb.training.pretraining.recipe import PretrainRecipe
+from codiemb.training.pretraining.tokenizer import train_tokenizer
+from codiemb.training.pretraining.tokens import is_held_out, text_hash, tokenised
+from codiemb.training.pretraining.trainer import PretrainTrainer, WindowSampler
+from codiemb.training.pretraining.windows import Windows
+from codiemb.training.progress import TrainingProgress
+from codiemb.training.resumable import checkpoint_step, last_checkpoint
+
+_DEFAULT_CHECKPOINTS = 10  # a run, where the recipe says nothing
+_TOKENIZER = "tokenizer"  # directory of a new one, until the run is done
+
+
+@dataclass
+class PretrainReport:
+    """What a run did.
+
+    Attributes:
+        model: directory of the language model.
+        objective: `clm` or `mntp`.
+        before, after: on held-out documents: `loss` (nats a prediction), `perplexity`, and for `clm`
+            `bits_per_character` and `bits_per_byte`; empty without held-out documents.
+        data: `train` and `held_out`, each with the `Counts` of its documents.
+        settings: parameters, vocabulary, precision, devices, versions, and the seconds of training.
+        steps: optimizer steps; tokens: predictions that were trained on. With `training_seconds`, of the whole run
+            however often it was resumed.
+        seconds: wall time of this process, set-up and evaluation included.
+        history: everything that was logged, by step.
+    """
+
+    model: str
+    objective: str
+    before: dict[str, float]
+    after: dict[str, float]
+    data: dict[str, dict[str, int]]
+    settings: dict[str, Any]
+    steps: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def pretrain(
+    recipe: PretrainRecipe, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
+) -> PretrainReport:
+    """Train a language model as the recipe says. Start it under `torchrun` to use several devices.
+
+    Args:
+        recipe: checked by `load_pretrain_recipe`.
+        resume: go on from the last checkpoint in the output directory; from the start if there is none. A run that
+            is done is not repeated.
+        overwrite: delete what an earlier run left in the output directory.
+        console: for progress; stderr if None.
+    Raises:
+        OutputError: the output directory holds something else, or another recipe's run.
+        DivergedError: the loss became infinite or no number.
+        DataError, RecipeError, ModelError, ValueError: what cannot be used, and why.
+        OSError: something could not be written; what was written before is whole.
+    """
+    started = time.monotonic()
+    directory = RunDirectory(recipe)
+    arguments = _training_arguments(recipe, directory.state)
+    is_main = arguments.process_index == 0
+    console = (console or Console(stderr=True)) if is_main else Console(quiet=True)
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    transformers_logging.disable_progress_bar()
+
+    # Everything that can be wrong is looked at before anything is written.
+    directory.check(resume=resume, overwrite=overwrite)
+    if resume and directory.report.is_file():
+        say(f"{directory.path} holds the finished run: nothing to do.")
+        return PretrainReport(**json.loads(directory.report.read_text(encoding="utf-8")))
+    corpus_files([*recipe.corpus, *recipe.held_out.data])
+    tokenizer = load_tokenizer(recipe.model or recipe.tokenizer or "") if recipe.new_tokenizer is None else None
+    network = load_network(recipe.model, recipe.attention) if recipe.model is not None else None
+    _wait_for_all_ranks()  # none may find what the main one writes now
+    if is_main:
+        directory.prepare(overwrite=overwrite)
+    _wait_for_all_ranks()
+    if tokenizer is None:
+        tokenizer = _new_tokenizer(recipe, directory.state / _TOKENIZER, say if is_main else None)
+    set_seed(recipe.seed)  # for new weights
+    if network is None:
+        network = new_network(recipe.config or {}, tokenizer, recipe.attention, recipe.window)
+    check_window(network, recipe.window)
+    set_direction(network, both_ways=recipe.objective == "mntp")
+    network.to(arguments.device)
+    check_attention(network, both_ways=recipe.objective == "mntp")
+
+    packed = _windows(recipe, tokenizer, say if is_main else None)
+    counts = {name: asdict(windows.counts) for name, windows in packed.items()}
+    directory.remembered("data", lambda: counts, write=is_main)
+    parts = {name: _masked(recipe, tokenizer, windows) for name, windows in packed.items()}
+    sampler = WindowSampler(
+        len(packed["train"]),
+        recipe.batch_size,
+        rank=arguments.process_index,
+        world_size=arguments.world_size,
+        seed=recipe.seed,
+    )
+    steps = recipe.max_steps or math.ceil(recipe.epochs * math.ceil(len(sampler) / recipe.accumulation))
+    arguments.save_steps = recipe.checkpoints.every or math.ceil(steps / _DEFAULT_CHECKPOINTS)
+    checkpoint = last_checkpoint(directory.state)
+    steps_done = (checkpoint_step(checkpoint) if checkpoint else None) or 0
+
+    precision = {"bf16": torch.bfloat16, "fp32": torch.float32}.get(recipe.precision)
+    precision = precision or best_precision(arguments.device)[0]
+    progress = TrainingProgress(console, show="{:.3f}".format)
+    writer = SummaryWriter(str(directory.logs), purge_step=steps_done + 1) if is_main else None
+    trainer = PretrainTrainer(
+        network,
+        tokenizer,
+        arguments,
+        windows=parts["train"],
+        sampler=sampler,
+        held_out=parts.get("held_out"),
+        objective=recipe.objective,
+        precision=precision,
+        callbacks=[TensorBoardCallback(writer), progress],
+    )
+    progress.totals = trainer.totals
+    say(_describe(recipe, network, tokenizer, packed, steps, precision))
+    say(f"watch it: tensorboard --logdir {directory.logs}")
+    measured = "held_out" in packed
+    before = directory.remembered("scores_before", trainer.held_out_scores, write=is_main) if measured else {}
+    if recipe.gradient_checkpointing:
+        network.gradient_checkpointing_enable({"use_reentrant": False})
+    if recipe.compile:
+        network.compile()
+    if checkpoint:
+        say(f"going on from {checkpoint}")
+
+    if checkpoint and steps_done >= steps:  # killed before the model was written
+        trainer.load_finished(checkpoint)
+    else:
+        set_seed(recipe.seed + arguments.process_index)  # ranks drop out different units
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except KeyboardInterrupt:
+            survivor = last_checkpoint(directory.state)
+            remedy = f"go on from {survivor} with --resume" if survivor else "there is no checkpoint yet"
+            say(f"interrupted at step {trainer.state.global_step}; {remedy}")
+            raise
+        finally:
+            progress.close()
+    report = PretrainReport(
+        model=str(recipe.output),
+        objective=recipe.objective,
+        before=before,
+        after=trainer.held_out_scores() if measured else {},
+        data=counts,
+        settings=_settings(network, tokenizer, arguments, precision, trainer.totals.seconds),
+        steps=trainer.state.global_step,
+        seconds=round(time.monotonic() - started, 1),
+        tokens=trainer.totals.tokens,
+        history=[_finite_numbers(entry) for entry in trainer.state.log_history],
+    )
+    if is_main:
+        directory.publish(trainer.save_to, model_card(recipe, report), vars(report))
+    _wait_for_all_ranks()
+    return report
+
+
+def training_texts(recipe: PretrainRecipe) -> Iterator[str]:
+    """The documents that are trained on, without those that are held out by share."""
+    share = recipe.held_out.share
+    for path, corpus in corpus_files(recipe.corpus):
+        for text in documents(path, corpus):
+            if not is_held_out(np.uint64(text_hash(text)), share):
+                yield text
+
+
+def _new_tokenizer(recipe: PretrainRecipe, directory: Path, say: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer that this run trained, now or before it was resumed; `say` is None on all ranks but one."""
+    assert recipe.new_tokenizer is not None  # the caller looked
+    if say is not None and not directory.is_dir():
+        say(f"training a {recipe.new_tokenizer.algorithm} tokenizer of {recipe.new_tokenizer.vocab_size:,} tokens")
+        private = directory.with_name(f".{directory.name}")
+        train_tokenizer(training_texts(recipe), recipe.new_tokenizer).save_pretrained(private)
+        private.rename(directory)
+    _wait_for_all_ranks()
+    return load_tokenizer(str(directory))
+
+
+def _windows(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerBase, say: Any) -> dict[str, Windows]:
+    """What is trained on, and what is held out if anything is.
+
+    Raises:
+        DataError: one of them would be empty.
+    """
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    pack = partial(Windows, size=recipe.window, padding=padding)
+    share = recipe.held_out.share
+    files = tokenised(recipe.corpus, tokenizer, progress=say)
+    if not recipe.held_out.data and not share:
+        return {"train": pack(files)}
+    packed = {"train": pack(files, share=share, held_out=False)}
+    if recipe.held_out.data:
+        others = tokenised(recipe.held_out.data, tokenizer, progress=say)
+        packed["held_out"] = pack(others)
+    else:
+        packed["held_out"] = pack(files, share=share, held_out=True)
+    for name, windows in packed.items():
+        if not len(windows):
+            raise DataError(f"held_out.share: got {share}, which leaves no document in {name}; choose another share.")
+    return packed
+
+
+def _masked(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerBase, windows: Windows) -> Windows | MaskedWindows:
+    if recipe.objective == "clm":
+        return windows
+    mask_id = mask_token_id(recipe.masking, tokenizer)
+    return MaskedWindows(windows, recipe.masking.rate, mask_id, len(tokenizer), recipe.seed)
+
+
+def _training_arguments(recipe: PretrainRecipe, state: Path) -> TrainingArguments:
+    optimizer, every = recipe.optimizer, recipe.held_out.every
+    arguments = TrainingArguments(
+        output_dir=str(state),
+        per_device_train_batch_size=recipe.batch_size,
+        num_train_epochs=recipe.epochs,
+        max_steps=recipe.max_steps or -1,
+        gradient_accumulation_steps=recipe.accumulation,
+        learning_rate=optimizer.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if optimizer.schedule == "constant" else optimizer.schedule,
+        warmup_steps=optimizer.warmup,
+        weight_decay=optimizer.weight_decay,
+        max_grad_norm=optimizer.max_grad_norm,
+        optim="adamw_torch_fused",
+        logging_steps=recipe.log_every,
+        eval_strategy="steps" if every else "no",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=1,  # until the number of steps is known
+        save_total_limit=recipe.checkpoints.keep,
+        report_to=[],  # the callback for TensorBoard is given our directory
+        logging_nan_inf_filter=False,  # it would hide them
+        log_level_replica="error",
+        seed=recipe.seed,
+        use_cpu=not torch.accelerator.is_available(),  # unless told, ranks on CPUs would not find each other
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # they are constants
+        average_tokens_across_devices=True,  # the loss is divided by the predictions of all ranks
+        use_cache=True,  # of the saved configuration; training itself never does
+        # Autocast is the trainer's own; the loss stays in float32.
+        bf16=False,
+        fp16=False,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else the library spreads one process over all devices it sees
+    return arguments
+
+
+def _describe(
+    recipe: PretrainRecipe,
+    network: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    packed: dict[str, Windows],
+    steps: int,
+    precision: torch.dtype,
+) -> str:
+    kind, size = type(network).__name__, network.num_parameters()
+    lines = [f"{kind}, {size:,} parameters, a vocabulary of {len(tokenizer):,} tokens"]
+    for name, windows in packed.items():
+        counts = windows.counts
+        lines.append(
+            f"{name.replace('_', ' ')}: {counts.documents:,} documents, {counts.tokens:,} tokens, {counts.windows:,} "
+            f"windows of {recipe.window}, {counts.unused} places of the last one unused"
+        )
+    reason = best_precision(network.device)[1] if recipe.precision == "auto" else "as the recipe says"
+    lines.append(f"{steps} steps on {network.device}, {str(precision).removeprefix('torch.')} ({reason})")
+    return "\n".join(lines)
+
+
+def _settings(
+    network: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: TrainingArguments,
+    precision: torch.dtype,
+    seconds: float,
+) -> dict[str, Any]:
+    return {
+        "architecture": type(network).__name__,
+        "parameters": network.num_parameters(),
+        "vocabulary": len(tokenizer),
+        "device": str(network.device),
+        "processes": arguments.world_size,
+        "threads": torch.get_num_threads(),
+        "precision": str(precision).removeprefix("torch."),
+        "attention": network.config._attn_implementation,
+        "training_seconds": round(seconds, 1),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
+    }
+
+
+def _wait_for_all_ranks() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _finite_numbers(entry: dict[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in entry.items() if isinstance(value, (int, float)) and math.isfinite(value)}
