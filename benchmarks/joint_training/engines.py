@@ -12,6 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+
 from codiemb import backbones, fusion
 from codiemb.data.sampler import SingleTaskBatchSampler, SourceSpec
 from codiemb.training import cpu
