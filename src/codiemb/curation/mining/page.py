@@ -34,10 +34,10 @@ def _lines(report: Mapping[str, Any], plot: str) -> Iterator[str]:
     yield f"![scores of positives and negatives]({plot})"
     yield ""
     judge = "cosines" if about["judge"]["kind"] == "cosine" else "the cross-encoder's"
-    yield f"Scores are {judge}. The gap is a row's lowest positive less a negative; {report['above_positive']:,} negatives"
-    yield "are above their positive." + (
-        f" Random pairs have {about['chance']:.3f} in the mean." if about["chance"] else ""
-    )
+    yield f"Scores are {judge}. The gap is a row's lowest positive less a negative;"
+    yield f"{report['above_positive']:,} negatives are above their positive."
+    if about["chance"]:
+        yield f"Random pairs have {about['chance']:.3f} in the mean."
     yield ""
     percentiles = list(next(iter(report["scores"].values()))["percentiles"])
     yield from _table(
