@@ -217,11 +217,17 @@ def test_keys_are_found():
 
 
 def test_a_pool_holds_each_text_once(tmp_path):
-    texts = [Text("", "", "one"), Text("i", "p: ", "two"), Text("", "", "One."), Text("", "", " ")]
+    texts = [
+        Text("", "", "one"),
+        Text("i", "p: ", "two"),
+        Text("", "", "One."),
+        Text("", "", " "),
+        Text("", "", "a\x00"),
+    ]
     documents = [as_document(text, str(number)) for number, text in enumerate(texts)]
     others = [Document("x", "p: two", {}), Document("y", "three", {})]
     pool = TextPool.build(tmp_path, iter(documents), iter(others))
-    assert pool.counts._asdict() == {"candidates": 2, "duplicates": 1, "blank": 1, "others": 1}
+    assert pool.counts._asdict() == {"candidates": 2, "duplicates": 1, "unusable": 2, "others": 1}
     assert list(pool.texts()) == [texts[0], texts[1], Text("", "", "three")]
     again = TextPool.build(tmp_path, iter(documents), iter(others))
     assert again.directory == pool.directory

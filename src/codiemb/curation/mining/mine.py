@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +125,7 @@ def _what_was_read(queries: Queries, pool: TextPool, has_corpus: bool) -> dict[s
         "corpus": "given" if has_corpus else "positives and negatives of the data",
         "documents": pool.counts.candidates,
         "duplicate_documents": pool.counts.duplicates,
-        "blank_documents": pool.counts.blank,
+        "unusable_documents": pool.counts.unusable,
     }
 
 
@@ -165,5 +165,5 @@ def _pool(
     own = queries.scan(read_rows(files, options.answer_field), with_negatives=not corpus)
     if not corpus:
         return TextPool.build(root, own, ())
-    documents: Iterator[Document] = read_documents(corpus, text_field=text_field)
+    documents = (Document(id_, text, {}) for id_, text, _ in read_documents(corpus, text_field=text_field))
     return TextPool.build(root, documents, own)

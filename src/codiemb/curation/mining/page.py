@@ -23,6 +23,11 @@ def _lines(report: Mapping[str, Any], plot: str) -> Iterator[str]:
         f"{about['documents']:,} documents. {report['short_rows']:,} rows got fewer than the "
         f"{about['options']['negatives']} that were asked for."
     )
+    if about["duplicate_documents"] or about["unusable_documents"]:
+        yield (
+            f"\nOf the documents {about['duplicate_documents']:,} were left out as duplicates and "
+            f"{about['unusable_documents']:,} as blank or with control characters."
+        )
     if report["relabelled"]:
         yield f"\n{report['relabelled']:,} candidates became positives."
     yield ""

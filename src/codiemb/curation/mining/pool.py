@@ -18,18 +18,22 @@ import numpy as np
 
 from codiemb.curation.mining.keys import KeyIndex, key
 from codiemb.data.documents import Document
-from codiemb.data.examples import Text
+from codiemb.data.examples import RowError, Text, parse_text
 from codiemb.search.store import TEXTS_FILE, TextStore, TextWriter, windows
 
 _KEYS_FILE, _ABOUT_FILE = "keys.npy", "pool.json"
 
 
 class PoolCounts(NamedTuple):
-    """Of a pool: texts that may be mined, those left out, and positives kept beside them."""
+    """Of a pool: texts that may be mined, those left out, and positives kept beside them.
+
+    Attributes:
+        unusable: blank, or with control characters, which no row may have.
+    """
 
     candidates: int
     duplicates: int
-    blank: int
+    unusable: int
     others: int
 
 
@@ -65,7 +69,7 @@ class TextPool:
                 for block in windows(collected.distinct(candidates)):
                     writer.write(block)
                 mined = len(collected.keys)
-                skipped = collected.duplicates, collected.blank
+                skipped = collected.duplicates, collected.unusable
                 for block in windows(collected.distinct(others)):
                     writer.write(block)
             counts = PoolCounts(mined, *skipped, len(collected.keys) - mined)
@@ -99,22 +103,24 @@ class _Collected:
 
     def __init__(self) -> None:
         self.keys = array("Q")
-        self.duplicates = self.blank = 0
+        self.duplicates = self.unusable = 0
         self.digest = hashlib.blake2b(digest_size=16)
         self._seen: set[int] = set()
 
     def distinct(self, documents: Iterable[Document]) -> Iterator[Document]:
         for document in documents:
-            if not document.text.strip():
-                self.blank += 1
+            try:
+                text = parse_text(as_text(document), "text")
+            except RowError:
+                self.unusable += 1
                 continue
-            own = key(as_text(document).full)
+            own = key(text.full)
             if own in self._seen:
                 self.duplicates += 1
                 continue
             self._seen.add(own)
             self.keys.append(own)
-            for part in (document.id, *as_text(document)):
+            for part in (document.id, *text):
                 data = part.encode("utf-8", "surrogatepass")
                 self.digest.update(len(data).to_bytes(8, "little") + data)
             yield document
