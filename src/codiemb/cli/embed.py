@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 
 from codiemb.cli._models import (
     Compute,
@@ -21,6 +21,7 @@ from codiemb.cli._models import (
     check_template,
     load_model,
 )
+from codiemb.progress_bars import counting_bars
 
 if TYPE_CHECKING:
     from codiemb.bulk import BulkResult
@@ -113,18 +114,8 @@ class _Bar:
     def __init__(self, console: Console, total: int | None) -> None:
         self.rows = 0
         self._done = self._tokens = 0
-        self._bar = Progress(
-            TextColumn("embed"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[speed]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("", total=total, speed="")
+        self._bar = counting_bars(console, TextColumn("{task.fields[speed]}"))
+        self._task = self._bar.add_task("embed", total=total, speed="")
 
     def __enter__(self) -> _Bar:
         self._bar.start()

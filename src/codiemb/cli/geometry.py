@@ -48,8 +48,8 @@ def geometry_command(
         geometry_table,
         measure_model,
     )
-    from codiemb.evaluation.report import to_json, write_json
     from codiemb.extras import require
+    from codiemb.json_files import to_json, write_json
 
     check_template(template)
     if output is not None:

@@ -37,8 +37,8 @@ def leaderboard_command(
     """
     from codiemb.evaluation import leaderboard_tables as tables
     from codiemb.evaluation.leaderboard import Leaderboard, build
-    from codiemb.evaluation.report import to_json
     from codiemb.evaluation.runs import read_runs
+    from codiemb.json_files import to_json
 
     for path in output or []:
         if path.suffix not in _FORMATS:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from codiemb.cli._models import (
@@ -24,6 +23,7 @@ from codiemb.cli._models import (
     check_template,
     load_model,
 )
+from codiemb.progress_bars import counting_bars
 
 if TYPE_CHECKING:
     from codiemb.curation.mining import Miner, MiningOptions, MiningResult
@@ -82,8 +82,12 @@ def mine_command(
     margin: Annotated[
         float | None, typer.Option("--margin", min=0, help="Least distance below the positive.", rich_help_panel=_PASS)
     ] = None,
-    min_score: Annotated[float | None, typer.Option("--min-score", rich_help_panel=_PASS)] = None,
-    max_score: Annotated[float | None, typer.Option("--max-score", rich_help_panel=_PASS)] = None,
+    min_score: Annotated[
+        float | None, typer.Option("--min-score", help="Least score, whatever the positive's.", rich_help_panel=_PASS)
+    ] = None,
+    max_score: Annotated[
+        float | None, typer.Option("--max-score", help="Highest score, likewise.", rich_help_panel=_PASS)
+    ] = None,
     near_duplicate: Annotated[
         float,
         typer.Option(
@@ -113,7 +117,7 @@ def mine_command(
         float | None,
         typer.Option("--relabel-above", help="Cross-encoder score that makes a positive.", rich_help_panel=_TAKE),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, rich_help_panel=_TAKE)] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of sampling.", rich_help_panel=_TAKE)] = 0,
     instruction: Instruction = None,
     template: Template = None,
     truncate_dim: TruncateDim = None,
@@ -262,16 +266,7 @@ class _Bars:
 
     def __init__(self, console: Console) -> None:
         self._tasks: dict[str, Any] = {}
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self._progress = counting_bars(console)
 
     def __enter__(self) -> _Bars:
         self._progress.start()

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import requests
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tencentcloud.common.exception.tencent_cloud_sdk_exception import TencentCloudSDKException
 from tencentcloud.common.profile.client_profile import ClientProfile
 from tencentcloud.common.profile.http_profile import HttpProfile
@@ -22,6 +21,7 @@ from codiemb.clients.inputs import checked
 from codiemb.clients.results import EmbeddingRequestError, Outcome, PartialEmbeddings
 from codiemb.clients.sending import RequestFailed, Sender
 from codiemb.instructions import instruction_for
+from codiemb.progress_bars import counting_bars
 from codiemb.prompts import TEMPLATES, InstructionTemplate, Side
 
 BATCH_SIZE = 7  # texts of a request, the API's limit
@@ -268,15 +268,6 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 def _progress(texts: int, wanted: bool | None, batches: int) -> Iterator[Callable[[int], None]]:
     console = Console(stderr=True)
     shown = console.is_terminal and batches > _LONG_JOB if wanted is None else wanted
-    with Progress(
-        TextColumn("embed"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not shown,
-    ) as bar:
-        task = bar.add_task("", total=texts)
+    with counting_bars(console, shown=shown) as bar:
+        task = bar.add_task("embed", total=texts)
         yield lambda count: bar.advance(task, count)

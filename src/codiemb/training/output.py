@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import yaml
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from codiemb.evaluation.report import to_json, write_json
+from codiemb.json_files import to_json, write_json
 from codiemb.training.resumable import checkpoint_step
 
 REPORT_FILE = "training_report.json"
@@ -153,6 +153,9 @@ def _changes(then: Any, now: Any, key: str = "") -> Iterator[str]:
     if isinstance(then, dict) and isinstance(now, dict):
         for name in {**then, **now}:
             yield from _changes(then.get(name), now.get(name), f"{key}.{name}".lstrip("."))
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        for number, (one, other) in enumerate(zip(then, now, strict=True), start=1):
+            yield from _changes(one, other, f"{key}.{number}")
     elif then != now and key != "output":
         yield f"{key}: {then} then, {now} now"
 

@@ -19,8 +19,8 @@ from codiemb.curation.mining.queries import Queries
 from codiemb.curation.mining.selection import REASONS
 from codiemb.data.writers import replacing
 from codiemb.evaluation.plots import png
-from codiemb.evaluation.report import write_json
 from codiemb.extras import require
+from codiemb.json_files import write_json
 
 PROVENANCE_FILE, REPORT_FILE, PAGE_FILE, PLOT_FILE = "provenance.jsonl", "report.json", "report.md", "scores.png"
 
