@@ -174,7 +174,7 @@ class EmbeddingPass(nn.Module):
         model.tokenizer.truncation_side = "right"
         self.middle_layer = middle_layer
         if middle_layer is not None:
-            layers = _hidden_layers(transformer)
+            layers = hidden_layers(transformer)
             if not 1 <= middle_layer <= len(layers):
                 raise ValueError(f"middle_layer={middle_layer}, but the model has the layers 1 to {len(layers)}.")
 
@@ -412,7 +412,7 @@ class EmbeddingPass(nn.Module):
         if self.middle_layer is None:
             return network(inputs)["token_embeddings"], None
         seen: list[Tensor] = []
-        layer = _hidden_layers(network)[self.middle_layer - 1]
+        layer = hidden_layers(network)[self.middle_layer - 1]
 
         def see(_layer: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
             seen.append(output[0] if isinstance(output, tuple) else output)
@@ -456,6 +456,7 @@ class EmbeddingPass(nn.Module):
         max_rows: int | None = None,
         window: int = WINDOW,
         on_progress: Callable[[int], None] | None = None,
+        on_tokens: Callable[[TokenBatch], None] | None = None,
     ) -> np.ndarray:
         """Embed many texts without gradients; tokenisation runs ahead in a thread.
 
@@ -464,6 +465,7 @@ class EmbeddingPass(nn.Module):
             max_rows: texts of one forward pass; as many as the token budget allows if None.
             window: texts that are sorted by length together, and between two reports of progress.
             on_progress: called with the number of texts just embedded.
+            on_tokens: called with the tokens of each window, once it is embedded.
         Returns: (texts, dim) float32, in the order given; (0, dim) for no texts.
         """
         parts: list[np.ndarray] = [np.zeros((0, self.dimension), dtype=np.float32)]
@@ -474,6 +476,8 @@ class EmbeddingPass(nn.Module):
             for vectors, batch in encoded:
                 parts.append(vectors)
                 truncated += batch.truncated
+                if on_tokens:
+                    on_tokens(batch)
                 if on_progress:
                     on_progress(len(vectors))
         if truncated:
@@ -543,7 +547,8 @@ def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     )
 
 
-def _hidden_layers(transformer: Transformer) -> nn.ModuleList:
+def hidden_layers(transformer: Transformer) -> nn.ModuleList:
+    """The network's layers, the first one first."""
     count = transformer.model.config.get_text_config().num_hidden_layers
     for module in transformer.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:

@@ -10,6 +10,7 @@ from .angle import angle_loss
 from .contrastive import info_nce, listwise_softmax
 from .correlation import pearson_loss
 from .distributed import gather
+from .matryoshka import leading, matryoshka
 from .ranking import cosent_loss, pro_loss, rank_kl_loss
 from .sts import PRESETS, StsWeights, sts_objective, sts_weights
 
@@ -20,7 +21,9 @@ __all__ = [
     "cosent_loss",
     "gather",
     "info_nce",
+    "leading",
     "listwise_softmax",
+    "matryoshka",
     "pearson_loss",
     "pro_loss",
     "rank_kl_loss",

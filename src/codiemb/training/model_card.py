@@ -49,6 +49,24 @@ def model_card(recipe: Recipe, report: TrainingReport, template: InstructionTemp
             "## Scores on held-out data\n\nnDCG@10 for retrieval, Spearman's correlation of the cosine for similarity, "
             "MAP for reranking, times 100.\n\n| | before | after | change |\n|---|---:|---:|---:|\n" + "\n".join(rows)
         )
+    if report.by_width:
+        widths = list(report.by_width)
+        rows = [
+            f"| {name} | " + " | ".join(f"{100 * report.by_width[width][name]:.2f}" for width in widths) + " |"
+            for name in report.after
+        ]
+        parts.append(
+            "## Shorter embeddings\n\nThe leading dimensions are trained to stand alone: "
+            f'`SentenceTransformer("PATH", truncate_dim={widths[0]})`. The scores above by dimensions kept:\n\n'
+            f"| | {' | '.join(widths)} |\n|---|{'---:|' * len(widths)}\n" + "\n".join(rows)
+        )
+    if recipe.adapter:
+        trained, total = report.settings["parameters"].values()
+        parts.append(
+            f"## Adapter\n\nTrained with LoRA of rank {recipe.adapter.rank}: {trained:,} of {total:,} parameters. The "
+            "model here has the change in its weights and needs no adapter; `adapter/` holds the change alone, for "
+            "peft and for `load_adapter` of the base model."
+        )
     parts.append(
         f"## Recipe\n\n{report.steps} optimizer steps, {report.tokens:,} tokens, "
         f"{report.settings['training_seconds']:.0f} s on "

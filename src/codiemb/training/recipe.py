@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from codiemb.backbones import PoolingMode
 from codiemb.prompts import TEMPLATES, InstructionTemplate
 from codiemb.tasks import TASKS, ContrastiveOptions
 from codiemb.training.sections import RecipeError, Section, load_section, merged, nearest, parse_section
@@ -80,6 +81,48 @@ class Optimizer(Section):
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps over which the learning rate rises")
     weight_decay: NonNegativeFloat = Field(0.01, description="not applied to biases, norms and embeddings")
     max_grad_norm: PositiveFloat = 1.0
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="the learning rate of a layer, divided by that of the layer above it"
+    )
+
+
+class Adapter(Section):
+    """LoRA: the network stays as it is, and small matrices beside its linear layers are trained."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveInt = Field(32, description="the adapter's change is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of the adapter's inputs")
+    target_modules: list[str] | None = Field(
+        None, min_length=1, description="names of linear layers, or their ends; null: all of the network"
+    )
+    bias: Literal["none", "all", "lora_only"] = Field("none", description="which biases are trained too")
+    rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead")
+    dora: bool = Field(False, description="also train the length of each weight's rows (DoRA)")
+    quantize: Literal["nf4", "int8"] | None = Field(
+        None, description="hold the network's linear weights in 4 or 8 bits while it is trained (QLoRA)"
+    )
+
+
+class Matryoshka(Section):
+    """Train leading parts of the embeddings too, so that they can be cut short."""
+
+    dims: list[PositiveInt] = Field(
+        min_length=1, description="widths of the parts; the full width is trained too, with weight 1 if not among them"
+    )
+    weights: list[PositiveFloat] | None = Field(None, description="of the objective on each; null: 1 each")
+
+    @property
+    def weight_of(self) -> dict[int, float]:
+        """By width."""
+        return dict(zip(self.dims, self.weights or [1.0] * len(self.dims), strict=True))
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> Matryoshka:
+        if len(set(self.dims)) < len(self.dims):
+            raise ValueError(f"dims: {self.dims} has a width twice, expected distinct ones")
+        if self.weights is not None and len(self.weights) != len(self.dims):
+            raise ValueError(f"weights: got {len(self.weights)} for {len(self.dims)} dims, expected one for each")
+        return self
 
 
 class Evaluation(Section):
@@ -144,10 +187,18 @@ class Recipe(Section):
     consistency: Consistency | None = Field(None, description="null: all rows of `train` are trained on")
     evaluation: Evaluation = Evaluation()
     prompts: Prompts = Prompts()
+    causal: bool | None = Field(
+        None, description="whether tokens see earlier ones only; null: as a published model says, no for a bare decoder"
+    )
+    pooling: PoolingMode | None = Field(
+        None, description="null: as a published model says; of a bare network the mean, or the last token if causal"
+    )
     tasks: Tasks = Field(default_factory=Tasks)  # type: ignore[valid-type]
     sampling: Sampling = Sampling()
     optimizer: Optimizer = Optimizer()
     checkpoints: Checkpoints = Checkpoints()
+    adapter: Adapter | None = Field(None, description="null: the network itself is trained")
+    matryoshka: Matryoshka | None = Field(None, description="null: full width only")
 
     epochs: PositiveFloat = 1.0
     max_steps: PositiveInt | None = Field(None, description="optimizer steps, in place of epochs")
@@ -165,7 +216,15 @@ class Recipe(Section):
     )
     dropout: float | None = Field(None, ge=0, lt=1, description="all dropout rates of the network; null keeps them")
     token_embeddings: Literal["used", "all", "frozen"] = Field(
-        "used", description="rows of the token table that are trained: those in the data (as good as all), all, none"
+        "used",
+        description="rows of the token table that are trained: those in the data (as good as all), all, none; "
+        "with an adapter or frozen layers none",
+    )
+    frozen_layers: NonNegativeInt = Field(
+        0, description="first layers that stay as they are, and the embeddings below them; they keep no activations"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="keep no activations within layers and compute them again: slower, for long texts"
     )
     gather: bool = Field(True, description="losses see the batches of all devices")
     seed: NonNegativeInt = 42
@@ -174,7 +233,9 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults_of_the_stage(cls, content: Any) -> Any:
+    def _other_defaults(cls, content: Any) -> Any:
+        if isinstance(content, Mapping) and (content.get("adapter") is not None or content.get("frozen_layers")):
+            content = merged({"token_embeddings": "frozen"}, content)
         if isinstance(content, Mapping) and content.get("stage") == "align":
             return merged(ALIGN_DEFAULTS, content)
         return content
@@ -202,6 +263,15 @@ class Recipe(Section):
             yield f"train: {missing} has no weight and others have one; give all of them one, or none"
         if weighted and self.sampling.temperature is not None:
             yield "sampling.temperature and the weights under train set the same thing; give one of them"
+        if self.token_embeddings != "frozen":
+            for key in ("adapter", "frozen_layers"):
+                if getattr(self, key):
+                    yield (
+                        f"token_embeddings: got {self.token_embeddings!r}, but with {key} the token table stays as it "
+                        "is; leave token_embeddings out"
+                    )
+        if self.adapter and self.adapter.dora and self.adapter.quantize:
+            yield "adapter.dora needs the weights as they are; set adapter.quantize to null"
         every = self.evaluation.every
         if every and not self.evaluation.data:
             yield "evaluation.every is set and evaluation.data is empty; name data to evaluate on"

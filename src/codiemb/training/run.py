@@ -31,9 +31,12 @@ from codiemb.encoding import EmbeddingPass, best_precision
 from codiemb.prompts import TEMPLATES, InstructionTemplate, PromptedText
 from codiemb.tasks import SYMMETRIC, TASKS, StsOptions, TaskOptions
 from codiemb.training import cpu
+from codiemb.training.adapters import LowRankAdapter, quantize
 from codiemb.training.consistency import ConsistencyFilter, PairFilter, Verdicts, filtered, write_refused
 from codiemb.training.model_card import model_card
+from codiemb.training.nested import scores_by_width, width_weights
 from codiemb.training.output import RunDirectory
+from codiemb.training.parameters import count_parameters, freeze_layers
 from codiemb.training.progress import TrainingProgress
 from codiemb.training.recipe import Recipe, RecipeError
 from codiemb.training.trainer import CoDiEmbTrainer, Evaluate, TrainingRows, checkpoint_step, last_checkpoint
@@ -50,6 +53,7 @@ class TrainingReport:
     Attributes:
         model: directory of the trained model.
         before, after: held-out scores (0 to 1) by name, with `ir`, `sts` and `mean`; empty without evaluation data.
+        by_width: scores of the trained model cut to each width of the recipe's `matryoshka`, by width.
         data: per data set, its task, rows, steps per epoch, and the rows left out: `rejected` as broken, `refused` by
             the filter of pairs.
         settings: precision, attention, devices, versions, and the seconds of training.
@@ -71,6 +75,7 @@ class TrainingReport:
     truncated_texts: int = 0
     best_step: int | None = None
     history: list[dict[str, float]] = field(default_factory=list)
+    by_width: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def run(
@@ -122,11 +127,13 @@ def run(
     set_seed(recipe.seed)  # for weights that a model lacks
     model, template = load_model(recipe, arguments.device)
     embedding_pass = make_pass(recipe, model, options, {table.task_type for table in tables})
-    if recipe.token_embeddings == "frozen":
-        model[0].model.get_input_embeddings().requires_grad_(False)
+    adapter = restrict(recipe, embedding_pass)
+    widths = width_weights(recipe.matryoshka, embedding_pass.dimension) if recipe.matryoshka else None
+    if widths:
+        model[0].model.config.matryoshka_dimensions = sorted(widths)  # where vLLM looks for them
     used = used_token_ids(embedding_pass, tables, template) if recipe.token_embeddings == "used" else None
 
-    _wait_for_all_ranks()  # none may find what the main one writes now
+    wait_for_all_ranks()  # none may find what the main one writes now
     if is_main:
         directory.prepare(overwrite=overwrite)
         for table in all_tables:
@@ -134,7 +141,7 @@ def run(
                 path = directory.state / "refused" / f"{table.name.replace('/', '-')}.jsonl"
                 write_refused(table, verdicts[table.name], path)
                 say(f"{table.name}: {_refused(verdicts, table)} of {len(table.rows)} rows left out, see {path}")
-    _wait_for_all_ranks()
+    wait_for_all_ranks()
     plan = directory.remembered("plan", sampler.state_dict, write=is_main)
     sampler.load_state_dict(plan)  # an error if the data have changed
     checkpoint = last_checkpoint(directory.state)
@@ -151,6 +158,9 @@ def run(
         template=template,
         evaluate=score,
         used_tokens=used,
+        adapter=adapter,
+        layer_decay=recipe.optimizer.layer_decay,
+        widths=widths,
         gather=recipe.gather,
         callbacks=[TensorBoardCallback(writer), progress],
     )
@@ -174,10 +184,14 @@ def run(
             raise
         finally:
             progress.close()
+    by_width = {}
+    if widths and eval_tasks:
+        by_width = _scores_by_width(embedding_pass, eval_tasks, template, arguments, sorted(widths))
     report = TrainingReport(
         model=str(recipe.output),
         before=before,
         after=dict(score(embedding_pass)) if score else {},
+        by_width=by_width,
         data=[
             {**counts, "refused": _refused(verdicts, table)}
             for counts, table in zip(_data_counts(tables, sampler), tables, strict=True)
@@ -192,8 +206,20 @@ def run(
     )
     if is_main:
         directory.publish(trainer.save_to, model_card(recipe, report, template), vars(report))
-    _wait_for_all_ranks()
+    wait_for_all_ranks()
     return report
+
+
+def check(recipe: Recipe) -> None:
+    """Find what `run` would find wrong with data, sampling and evaluation; only the cache of data is written.
+
+    Raises:
+        DataError, RecipeError, ValueError: what cannot be used, and why.
+    """
+    tables = read_tables(recipe)
+    options = {name: getattr(recipe.tasks, name) for name in TASKS}
+    make_sampler(recipe, tables, options, _training_arguments(recipe, recipe.output))
+    _check_metric(recipe, evaluation.discover(recipe.evaluation.data) if recipe.evaluation.data else [])
 
 
 # -- the parts, also used by benchmarks and diagnostics --------------------------------------------------------------
@@ -214,14 +240,14 @@ def _consistent_tables(
     if keep_pairs is None and recipe.consistency is None:
         return tables, {}
     if arguments.process_index > 0:  # the main one fills the cache that the others read
-        _wait_for_all_ranks()
+        wait_for_all_ranks()
     if keep_pairs is None:
         assert recipe.consistency is not None
         say(f"ranking the documents of the training pairs with {recipe.consistency.model}; ranks are kept")
         keep_pairs = ConsistencyFilter(recipe.consistency, seed=recipe.seed, device=str(arguments.device))
     kept = filtered(tables, keep_pairs)
     if arguments.process_index == 0:
-        _wait_for_all_ranks()
+        wait_for_all_ranks()
     return kept
 
 
@@ -256,7 +282,18 @@ def load_model(recipe: Recipe, device: torch.device) -> tuple[SentenceTransforme
     attention = recipe.attention
     if attention == "auto":
         attention = "eager" if on_cpu else "sdpa"
-    model = backbones.load(recipe.model, device=str(device), attention=attention, dropout=recipe.dropout)
+    quantized = recipe.adapter.quantize if recipe.adapter else None
+    model = backbones.load(
+        recipe.model,
+        device="cpu" if quantized else str(device),  # where it need not fit in whole
+        attention=attention,
+        dropout=recipe.dropout,
+        bidirectional=None if recipe.causal is None else not recipe.causal,
+        pooling=recipe.pooling,
+    )
+    if quantized:
+        quantize(model[0].model, quantized, device, _precision(recipe) or best_precision(device)[0])
+        model.to(device)
     if on_cpu:
         network = model[0].model
         cpu.use_fast_dropout(network)
@@ -276,15 +313,31 @@ def make_pass(
     needs_middle = any(
         isinstance(option, StsOptions) and option.loss.mid_nce for option in (options[name] for name in task_types)
     )
-    precision = {"bf16": torch.bfloat16, "fp32": torch.float32}.get(recipe.precision)
+    if recipe.gradient_checkpointing:
+        model[0].model.gradient_checkpointing_enable({"use_reentrant": False})
     return EmbeddingPass(
         model,
         token_budget=recipe.token_budget,
         graph_budget=recipe.graph_budget,
         max_length=recipe.max_length,
-        precision=precision,
+        precision=_precision(recipe),
         middle_layer=model[0].model.config.num_hidden_layers // 2 if needs_middle else None,
     )
+
+
+def restrict(recipe: Recipe, embedding_pass: EmbeddingPass) -> LowRankAdapter | None:
+    """Freeze what the recipe does not train, and give the network its adapter, which is returned."""
+    model = embedding_pass.model
+    adapter = LowRankAdapter(model, recipe.adapter, recipe.model) if recipe.adapter else None
+    if recipe.token_embeddings == "frozen":
+        model[0].model.get_input_embeddings().requires_grad_(False)
+    if recipe.frozen_layers:
+        freeze_layers(embedding_pass, recipe.frozen_layers)
+    return adapter
+
+
+def _precision(recipe: Recipe) -> torch.dtype | None:
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}.get(recipe.precision)
 
 
 def used_token_ids(
@@ -393,7 +446,8 @@ def _check_metric(recipe: Recipe, tasks: Sequence[evaluation.EvalTask]) -> None:
         )
 
 
-def _wait_for_all_ranks() -> None:
+def wait_for_all_ranks() -> None:
+    """Return once every process has come here."""
     if dist.is_initialized():
         dist.barrier()
 
@@ -405,14 +459,34 @@ def _scorer(
 
     def score(current: EmbeddingPass) -> dict[str, float]:
         mine = tasks[arguments.process_index :: arguments.world_size]
-        parts = [[evaluation.evaluate(current, template, task) for task in mine]]
-        if arguments.world_size > 1:
-            local, parts = parts[0], [[] for _ in range(arguments.world_size)]
-            dist.all_gather_object(parts, local)
-        results = {result.task: result for part in parts for result in part}
-        return evaluation.summarise([results[task.name] for task in tasks])
+        return _summary([evaluation.evaluate(current, template, task) for task in mine], tasks, arguments)
 
     return score
+
+
+def _scores_by_width(
+    current: EmbeddingPass,
+    tasks: Sequence[evaluation.EvalTask],
+    template: InstructionTemplate,
+    arguments: TrainingArguments,
+    widths: Sequence[int],
+) -> dict[str, dict[str, float]]:
+    """As `_scorer`, of the model cut to each width."""
+    mine = tasks[arguments.process_index :: arguments.world_size]
+    results = scores_by_width(current, template, mine, widths)
+    return {str(width): _summary(found, tasks, arguments) for width, found in results.items()}
+
+
+def _summary(
+    mine: list[evaluation.Result], tasks: Sequence[evaluation.EvalTask], arguments: TrainingArguments
+) -> dict[str, float]:
+    """Scores from the results of all ranks."""
+    parts = [mine]
+    if arguments.world_size > 1:
+        parts = [[] for _ in range(arguments.world_size)]
+        dist.all_gather_object(parts, mine)
+    results = {result.task: result for part in parts for result in part}
+    return evaluation.summarise([results[task.name] for task in tasks])
 
 
 def _describe(
@@ -427,6 +501,7 @@ def _describe(
     precision = str(embedding_pass.precision).removeprefix("torch.")
     reason = best_precision(device)[1] if recipe.precision == "auto" else "as the recipe says"
     lines = [sampler.describe(), f"{_total_steps(recipe, sampler)} steps on {device}, {precision} ({reason})"]
+    lines.append(str(count_parameters(embedding_pass)))
     if used is not None:
         lines.append(f"token table: the {len(used):,} rows in use are trained")
     if not template.reads_instruction and any(table.rows[0]["query"]["instruction"] for table in tables):
@@ -455,6 +530,7 @@ def _settings(embedding_pass: EmbeddingPass, arguments: TrainingArguments, secon
         "threads": torch.get_num_threads(),
         "precision": str(embedding_pass.precision).removeprefix("torch."),
         "attention": embedding_pass.transformer.model.config._attn_implementation,
+        "parameters": count_parameters(embedding_pass)._asdict(),
         "training_seconds": round(seconds, 1),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "transformers", "sentence-transformers")},

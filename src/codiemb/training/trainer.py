@@ -13,6 +13,7 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -24,6 +25,9 @@ from codiemb.data.sampler import SingleTaskBatchSampler
 from codiemb.encoding import EmbeddingPass, Embeddings
 from codiemb.prompts import InstructionTemplate
 from codiemb.tasks import TASKS, TaskOptions, detached
+from codiemb.training.adapters import LowRankAdapter
+from codiemb.training.nested import on_parts
+from codiemb.training.parameters import decay_by_layer
 from codiemb.training.resumable import STATE_FILE, DivergedError, ResumableTrainer, checkpoint_step, last_checkpoint
 from codiemb.training.token_rows import UsedRowsEmbedding, install, remove
 
@@ -32,6 +36,9 @@ __all__ = ["CoDiEmbTrainer", "DivergedError", "Evaluate", "TrainingRows", "check
 logger = logging.getLogger(__name__)
 
 Scores = Mapping[str, float]
+ADAPTER_FOLDER = "adapter"
+"""In the directory of a model that was trained with one."""
+
 Evaluate = Callable[[EmbeddingPass], Scores]
 
 
@@ -83,6 +90,9 @@ class CoDiEmbTrainer(ResumableTrainer):
         template: saved with the model.
         evaluate: held-out scores of the model, or None for no evaluation.
         used_tokens: train only these rows of the token table; None trains it as the model has it.
+        adapter: what is trained in the network; checkpoints hold it alone. None: the network itself.
+        layer_decay: see `decay_by_layer`.
+        widths: weights of the objective by width of the embeddings, the whole width first; None: whole only.
         gather: losses see the batches of all ranks.
     """
 
@@ -96,6 +106,9 @@ class CoDiEmbTrainer(ResumableTrainer):
         template: InstructionTemplate,
         evaluate: Evaluate | None = None,
         used_tokens: set[int] | None = None,
+        adapter: LowRankAdapter | None = None,
+        layer_decay: float = 1.0,
+        widths: Mapping[int, float] | None = None,
         gather: bool = True,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
@@ -104,6 +117,9 @@ class CoDiEmbTrainer(ResumableTrainer):
         self._template = template
         self._evaluate_scores = evaluate
         self._gather = gather
+        self._adapter = adapter
+        self._layer_decay = layer_decay
+        self._widths = widths
         self._losses: dict[str, list[Tensor | float]] = {}  # of this rank since the last log
         self._token_rows: UsedRowsEmbedding | None = None
         if used_tokens is not None:
@@ -139,7 +155,8 @@ class CoDiEmbTrainer(ResumableTrainer):
         embeddings: Embeddings = model(tokens)
         task = TASKS[batch.task]  # type: ignore[index]
         gather = self._gather and self.args.world_size > 1
-        objective = task.objective(embeddings, batch, self._options[batch.task], gather=gather)
+        compute = on_parts(task.objective, self._widths) if self._widths else task.objective
+        objective = compute(embeddings, batch, self._options[batch.task], gather=gather)
         self._counts[0] += tokens.num_tokens
         self._counts[1] += tokens.truncated
         named: dict[str, Tensor | float] = {"loss": objective.total.detach(), **detached(objective.components)}
@@ -162,6 +179,14 @@ class CoDiEmbTrainer(ResumableTrainer):
         super().log(logs, start_time)
         self._require_finite(logs.get("loss", 0.0))
 
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """As the library's, with the learning rates of the layers."""
+        existed = self.optimizer is not None
+        optimizer: Optimizer = super().create_optimizer(model)
+        if self._layer_decay < 1 and not existed:
+            decay_by_layer(optimizer, self.model, self._layer_decay)
+        return optimizer
+
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As the library's, without embeddings: decay would move the rows of tokens that no text holds."""
         tables = tuple(
@@ -182,9 +207,14 @@ class CoDiEmbTrainer(ResumableTrainer):
     # -- saving and loading --------------------------------------------------------------------------------------
 
     def save_to(self, directory: Path) -> None:
-        """Write the model as a plain sentence-transformers directory."""
+        """Write the model as a plain sentence-transformers directory; an adapter is part of it, and beside it."""
         directory.mkdir(parents=True, exist_ok=True)
         network, rows = self._sentence_transformer[0].model, self._token_rows
+        if self._adapter is not None:
+            with self._adapter.merged():
+                backbones.save(self._sentence_transformer, directory, self._template)
+            self._adapter.save(directory / ADAPTER_FOLDER)
+            return
         if rows is None:
             backbones.save(self._sentence_transformer, directory, self._template)
             return
@@ -194,7 +224,16 @@ class CoDiEmbTrainer(ResumableTrainer):
         finally:
             network.set_input_embeddings(rows)
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self._adapter is None:
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            self._adapter.save(Path(output_dir or self.args.output_dir))
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._adapter is not None:
+            self._adapter.load(Path(resume_from_checkpoint))
+            return
         saved = SentenceTransformer(resume_from_checkpoint, device="cpu")
         network, rows = self._sentence_transformer[0].model, self._token_rows
         if rows is not None:
