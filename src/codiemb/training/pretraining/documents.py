@@ -17,6 +17,8 @@ Division = Literal["paragraphs", "lines", "file"]
 #: File names that a directory is searched for.
 SUFFIXES = (".txt", ".txt.gz", ".md", ".md.gz", ".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz", ".parquet")
 
+_TABLES = (".json", ".csv", ".tsv")
+
 
 def corpus_files(corpora: Sequence[Corpus]) -> list[tuple[Path, Corpus]]:
     """The files of all corpora, in the order given and by name within a directory.
@@ -37,6 +39,8 @@ def corpus_files(corpora: Sequence[Corpus]) -> list[tuple[Path, Corpus]]:
             raise DataError(f"{corpus.path}: no such file or directory.")
     seen: set[Path] = set()
     for path, _ in files:
+        if path.name.removesuffix(".gz").endswith(_TABLES):
+            raise DataError(f"{path}: not a kind that is read here; expected text, .jsonl or .parquet. Convert it.")
         if path.resolve() in seen:
             raise DataError(f"{path}: given twice, so that its documents would count twice. Give it once.")
         seen.add(path.resolve())

@@ -63,26 +63,22 @@ def load_network(name: str, attention: str) -> PreTrainedModel:
     return network
 
 
-def new_network(
-    values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, attention: str, window: int
-) -> PreTrainedModel:
+def new_network(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, attention: str) -> PreTrainedModel:
     """A network with random weights, drawn from torch's generator, for the ids of `tokenizer`.
 
     Args:
         values: of its configuration, `model_type` among them.
     Raises:
-        ModelError: the network cannot be built, or has fewer positions than `window`.
+        ModelError: the network cannot be built.
     """
     kind = values["model_type"]
     own = {key: value for key, value in values.items() if key != "model_type"}
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     try:
         config = CONFIG_MAPPING[kind](**{"vocab_size": len(tokenizer), **ids, **own})
-        network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
     except Exception as error:  # each architecture has its own
         raise ModelError(f"config: a {kind} network of these values cannot be built: {error}") from error
-    check_window(network, window)
-    return network
 
 
 def check_window(network: PreTrainedModel, window: int) -> None:

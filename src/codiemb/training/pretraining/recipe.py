@@ -37,8 +37,10 @@ class HeldOut(Section):
 class NewTokenizer(Section):
     """A tokenizer trained on the corpus, with bytes for what its vocabulary lacks."""
 
-    algorithm: Literal["unigram", "bpe"] = "unigram"
-    vocab_size: PositiveInt = Field(description="tokens in all: special ones, 256 bytes, and what is learnt")
+    algorithm: Literal["bpe", "unigram"] = Field("bpe", description="unigram takes some ten times as long")
+    vocab_size: PositiveInt = Field(
+        description="tokens at most: special ones, 256 bytes, and what is learnt, as far as the text has it"
+    )
     character_coverage: float = Field(
         0.9995, gt=0, le=1, description="share of the text whose characters get tokens; the others become bytes"
     )

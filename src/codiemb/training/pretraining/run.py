@@ -6,14 +6,12 @@ import json
 import math
 import platform
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from rich.console import Console
@@ -22,24 +20,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from transformers.integrations import TensorBoardCallback
 from transformers.utils import logging as transformers_logging
 
-from codiemb.data.examples import DataError
 from codiemb.encoding import best_precision
 from codiemb.training.output import RunDirectory
 from codiemb.training.pretraining.attention import check_attention, set_direction
 from codiemb.training.pretraining.card import model_card
-from codiemb.training.pretraining.documents import corpus_files, documents
-from codiemb.training.pretraining.masking import MaskedWindows, mask_token_id
+from codiemb.training.pretraining.data import PretrainData, as_objective, new_tokenizer
+from codiemb.training.pretraining.documents import corpus_files
 from codiemb.training.pretraining.networks import check_window, load_network, load_tokenizer, new_network
 from codiemb.training.pretraining.recipe import PretrainRecipe
-from codiemb.training.pretraining.tokenizer import train_tokenizer
-from codiemb.training.pretraining.tokens import is_held_out, text_hash, tokenised
 from codiemb.training.pretraining.trainer import PretrainTrainer, WindowSampler
-from codiemb.training.pretraining.windows import Windows
 from codiemb.training.progress import TrainingProgress
 from codiemb.training.resumable import checkpoint_step, last_checkpoint
 
 _DEFAULT_CHECKPOINTS = 10  # a run, where the recipe says nothing
-_TOKENIZER = "tokenizer"  # directory of a new one, until the run is done
 
 
 @dataclass
@@ -102,28 +95,29 @@ def pretrain(
         say(f"{directory.path} holds the finished run: nothing to do.")
         return PretrainReport(**json.loads(directory.report.read_text(encoding="utf-8")))
     corpus_files([*recipe.corpus, *recipe.held_out.data])
-    tokenizer = load_tokenizer(recipe.model or recipe.tokenizer or "") if recipe.new_tokenizer is None else None
-    network = load_network(recipe.model, recipe.attention) if recipe.model is not None else None
+    kept = directory.state / "tokenizer"  # a new one, so that a resumed run has the same
+    if recipe.new_tokenizer is None:
+        tokenizer = load_tokenizer(recipe.model or recipe.tokenizer or "")
+    elif resume and kept.is_dir():
+        tokenizer = load_tokenizer(str(kept))
+    else:
+        made = new_tokenizer(recipe, is_main=is_main, wait=_wait_for_all_ranks, progress=say)
+        tokenizer = load_tokenizer(str(made))
+    set_seed(recipe.seed)  # for new weights
+    network = _network(recipe, tokenizer).to(arguments.device)
+    check_attention(network, both_ways=recipe.objective == "mntp")
+    data = PretrainData(recipe, tokenizer, progress=say)
+    parts = {name: as_objective(recipe, tokenizer, windows) for name, windows in data.parts().items()}
+
     _wait_for_all_ranks()  # none may find what the main one writes now
     if is_main:
         directory.prepare(overwrite=overwrite)
+        if recipe.new_tokenizer is not None:
+            tokenizer.save_pretrained(kept)
     _wait_for_all_ranks()
-    if tokenizer is None:
-        tokenizer = _new_tokenizer(recipe, directory.state / _TOKENIZER, say if is_main else None)
-    set_seed(recipe.seed)  # for new weights
-    if network is None:
-        network = new_network(recipe.config or {}, tokenizer, recipe.attention, recipe.window)
-    check_window(network, recipe.window)
-    set_direction(network, both_ways=recipe.objective == "mntp")
-    network.to(arguments.device)
-    check_attention(network, both_ways=recipe.objective == "mntp")
-
-    packed = _windows(recipe, tokenizer, say if is_main else None)
-    counts = {name: asdict(windows.counts) for name, windows in packed.items()}
-    directory.remembered("data", lambda: counts, write=is_main)
-    parts = {name: _masked(recipe, tokenizer, windows) for name, windows in packed.items()}
+    data.check(directory.remembered("data", data.state, write=is_main))
     sampler = WindowSampler(
-        len(packed["train"]),
+        len(data.train),
         recipe.batch_size,
         rank=arguments.process_index,
         world_size=arguments.world_size,
@@ -150,9 +144,9 @@ def pretrain(
         callbacks=[TensorBoardCallback(writer), progress],
     )
     progress.totals = trainer.totals
-    say(_describe(recipe, network, tokenizer, packed, steps, precision))
+    say(_describe(recipe, network, tokenizer, data, steps, precision))
     say(f"watch it: tensorboard --logdir {directory.logs}")
-    measured = "held_out" in packed
+    measured = data.held_out is not None
     before = directory.remembered("scores_before", trainer.held_out_scores, write=is_main) if measured else {}
     if recipe.gradient_checkpointing:
         network.gradient_checkpointing_enable({"use_reentrant": False})
@@ -179,7 +173,7 @@ def pretrain(
         objective=recipe.objective,
         before=before,
         after=trainer.held_out_scores() if measured else {},
-        data=counts,
+        data=data.counts(),
         settings=_settings(network, tokenizer, arguments, precision, trainer.totals.seconds),
         steps=trainer.state.global_step,
         seconds=round(time.monotonic() - started, 1),
@@ -192,56 +186,15 @@ def pretrain(
     return report
 
 
-def training_texts(recipe: PretrainRecipe) -> Iterator[str]:
-    """The documents that are trained on, without those that are held out by share."""
-    share = recipe.held_out.share
-    for path, corpus in corpus_files(recipe.corpus):
-        for text in documents(path, corpus):
-            if not is_held_out(np.uint64(text_hash(text)), share):
-                yield text
-
-
-def _new_tokenizer(recipe: PretrainRecipe, directory: Path, say: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer that this run trained, now or before it was resumed; `say` is None on all ranks but one."""
-    assert recipe.new_tokenizer is not None  # the caller looked
-    if say is not None and not directory.is_dir():
-        say(f"training a {recipe.new_tokenizer.algorithm} tokenizer of {recipe.new_tokenizer.vocab_size:,} tokens")
-        private = directory.with_name(f".{directory.name}")
-        train_tokenizer(training_texts(recipe), recipe.new_tokenizer).save_pretrained(private)
-        private.rename(directory)
-    _wait_for_all_ranks()
-    return load_tokenizer(str(directory))
-
-
-def _windows(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerBase, say: Any) -> dict[str, Windows]:
-    """What is trained on, and what is held out if anything is.
-
-    Raises:
-        DataError: one of them would be empty.
-    """
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    pack = partial(Windows, size=recipe.window, padding=padding)
-    share = recipe.held_out.share
-    files = tokenised(recipe.corpus, tokenizer, progress=say)
-    if not recipe.held_out.data and not share:
-        return {"train": pack(files)}
-    packed = {"train": pack(files, share=share, held_out=False)}
-    if recipe.held_out.data:
-        others = tokenised(recipe.held_out.data, tokenizer, progress=say)
-        packed["held_out"] = pack(others)
+def _network(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A new network or that of a checkpoint, made to read as the objective needs."""
+    if recipe.model is not None:
+        network = load_network(recipe.model, recipe.attention)
     else:
-        packed["held_out"] = pack(files, share=share, held_out=True)
-    for name, windows in packed.items():
-        if not len(windows):
-            raise DataError(f"held_out.share: got {share}, which leaves no document in {name}; choose another share.")
-    return packed
-
-
-def _masked(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerBase, windows: Windows) -> Windows | MaskedWindows:
-    if recipe.objective == "clm":
-        return windows
-    mask_id = mask_token_id(recipe.masking, tokenizer)
-    return MaskedWindows(windows, recipe.masking.rate, mask_id, len(tokenizer), recipe.seed)
+        network = new_network(recipe.config or {}, tokenizer, recipe.attention)
+    check_window(network, recipe.window)
+    set_direction(network, both_ways=recipe.objective == "mntp")
+    return network
 
 
 def _training_arguments(recipe: PretrainRecipe, state: Path) -> TrainingArguments:
@@ -287,13 +240,13 @@ def _describe(
     recipe: PretrainRecipe,
     network: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    packed: dict[str, Windows],
+    data: PretrainData,
     steps: int,
     precision: torch.dtype,
 ) -> str:
     kind, size = type(network).__name__, network.num_parameters()
     lines = [f"{kind}, {size:,} parameters, a vocabulary of {len(tokenizer):,} tokens"]
-    for name, windows in packed.items():
+    for name, windows in data.parts().items():
         counts = windows.counts
         lines.append(
             f"{name.replace('_', ' ')}: {counts.documents:,} documents, {counts.tokens:,} tokens, {counts.windows:,} "

@@ -27,7 +27,7 @@ def train_tokenizer(texts: Iterable[str], settings: NewTokenizer) -> PreTrainedT
     Args:
         texts: read until `settings.max_characters`.
     Raises:
-        RecipeError: the texts hold too few different pieces for the vocabulary, or too many characters.
+        RecipeError: the texts hold more characters than the vocabulary has room for.
     """
     sample = list(_first(texts, settings.max_characters))
     alphabet = _alphabet(sample, settings.character_coverage)
@@ -48,11 +48,6 @@ def train_tokenizer(texts: Iterable[str], settings: NewTokenizer) -> PreTrainedT
     learnt = json.loads(trained.to_str())["model"]
     pieces = _unigram(learnt, special) if settings.algorithm == "unigram" else _bpe(learnt, special)
     result = Tokenizer(pieces)
-    if result.get_vocab_size() < settings.vocab_size:
-        raise RecipeError(
-            f"new_tokenizer.vocab_size: got {settings.vocab_size}, but the text has pieces for "
-            f"{result.get_vocab_size()} only; give that, or more text"
-        )
     result.add_special_tokens(special)
     result.pre_tokenizer = _cuts()
     result.decoder = decoders.Sequence(

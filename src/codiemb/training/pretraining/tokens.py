@@ -37,11 +37,13 @@ class TokenFile:
 
     Attributes:
         source: the file that was read.
+        key: hash of its content, of how documents are cut out of it, and of the tokenizer.
         tokens: all documents' token ids, one document after the other.
         documents: (documents,) of `DOCUMENT`.
     """
 
     source: Path
+    key: str
     tokens: np.ndarray
     documents: np.ndarray
 
@@ -71,15 +73,6 @@ def text_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=_HASH_BYTES).digest(), "little")
 
 
-def is_held_out(hashes: np.ndarray, share: float) -> np.ndarray:
-    """Which documents are held out, by `text_hash`: equal texts are on one side, whatever else the corpus has.
-
-    Args:
-        hashes: uint64, of any shape; share: in [0, 1).
-    """
-    return hashes < np.uint64(share * 2.0**64)
-
-
 def tokenised(
     corpora: Sequence[Corpus],
     tokenizer: PreTrainedTokenizerBase,
@@ -100,7 +93,8 @@ def tokenised(
     identity = tokenizer_identity(tokenizer)
     files = []
     for path, corpus in corpus_files(corpora):
-        directory = cache_dir / _key(path, corpus, identity)
+        key = content_key(path, corpus, identity)
+        directory = cache_dir / f"{path.name.split('.')[0][:40]}-{key}"
         if not directory.is_dir():
             if progress:
                 progress(f"tokenising {path}")
@@ -109,6 +103,7 @@ def tokenised(
         files.append(
             TokenFile(
                 path,
+                key,
                 np.memmap(directory / "tokens.bin", dtype=dtype, mode="r"),
                 np.memmap(directory / "documents.bin", dtype=DOCUMENT, mode="r"),
             )
@@ -124,13 +119,14 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.blake2b(json.dumps(described).encode(), digest_size=16).hexdigest()
 
 
-def _key(path: Path, corpus: Corpus, identity: str) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps([_FORMAT, identity, path.name, corpus.text_field, corpus.documents]).encode())
+def content_key(path: Path, corpus: Corpus, use: str) -> str:
+    """A hash of a file's content, of how documents are cut out of it, and of what they are used for."""
+    kind = "".join(path.suffixes[-2:])  # says how it is read
+    digest = hashlib.blake2b(json.dumps([_FORMAT, use, kind, corpus.text_field, corpus.documents]).encode())
     with path.open("rb") as stream:
         while block := stream.read(1 << 22):
             digest.update(block)
-    return f"{path.name.split('.')[0][:40]}-{digest.hexdigest()}"
+    return digest.hexdigest()[:32]
 
 
 def _dtype(tokenizer: PreTrainedTokenizerBase) -> np.dtype[Any]:
@@ -139,8 +135,7 @@ def _dtype(tokenizer: PreTrainedTokenizerBase) -> np.dtype[Any]:
 
 def _build(path: Path, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Write an entry in a private directory and rename it: a killed process leaves no half entry."""
-    private = directory.with_name(f".{directory.name}-{os.getpid()}-{secrets.token_hex(4)}")
-    private.mkdir()
+    private = private_directory(directory)
     begin, end = framing(tokenizer)
     dtype, count = _dtype(tokenizer), 0
     try:
@@ -156,13 +151,27 @@ def _build(path: Path, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, direc
                 count += len(texts)
         if not count:
             raise DataError(f"{path}: holds no document, only blank text.")
-        try:
-            private.rename(directory)
-        except OSError:
-            if not directory.is_dir():  # not the other process's entry: a real failure
-                raise
-    finally:
+    except BaseException:
         shutil.rmtree(private, ignore_errors=True)
+        raise
+    publish(private, directory)
+
+
+def private_directory(directory: Path) -> Path:
+    """An empty directory beside `directory` that no other process uses."""
+    private = directory.with_name(f".{directory.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    private.mkdir(parents=True)
+    return private
+
+
+def publish(private: Path, directory: Path) -> None:
+    """Make `private` the entry `directory`, unless another process was first."""
+    try:
+        private.rename(directory)
+    except OSError:
+        shutil.rmtree(private, ignore_errors=True)
+        if not directory.is_dir():  # not the other process's entry: a real failure
+            raise
 
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:

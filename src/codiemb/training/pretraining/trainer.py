@@ -55,9 +55,10 @@ class WindowSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
         order = torch.randperm(self._windows, generator=generator)
-        for together in order.split(self._batch_size * self._world_size):
-            mine = together.tensor_split(self._world_size)[self._rank].tolist()
-            yield mine or [NO_WINDOW]
+        together = self._batch_size * self._world_size
+        for start in range(0, self._windows, together):
+            mine = order[start : start + together].tensor_split(self._world_size)[self._rank]
+            yield mine.tolist() or [NO_WINDOW]
 
 
 class _Epochs(TrainerCallback):

@@ -8,7 +8,7 @@ in the next window loses no prediction at the cut, and only the last window of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from codiemb.training.pretraining.tokens import TokenFile, is_held_out
+from codiemb.training.pretraining.tokens import TokenFile
 
 IGNORED = -100
 """A label that is not predicted."""
@@ -33,7 +33,7 @@ class Counts:
         documents, characters, bytes: of the texts that are not blank.
         tokens: of all documents, with one before and one after each.
         predictions: tokens that are predicted, all but the first of each document.
-        windows: of them all are full but the last.
+        windows: all of them full but the last.
         unused: places that are left in the last one.
     """
 
@@ -53,14 +53,18 @@ class Windows(Dataset[dict[str, Tensor]]):
         files: tokenised.
         size: places of a window.
         padding: id in the places that are left.
-        share: of the documents, those held out.
-        held_out: whether these are the ones packed, or the others; None: all.
+        keep: which documents are packed, by their hashes; None: all.
     Attributes:
         counts: of what is packed.
     """
 
     def __init__(
-        self, files: Sequence[TokenFile], size: int, *, padding: int, share: float = 0.0, held_out: bool | None = None
+        self,
+        files: Sequence[TokenFile],
+        size: int,
+        *,
+        padding: int,
+        keep: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         self.size = size
         self._padding = padding
@@ -72,7 +76,7 @@ class Windows(Dataset[dict[str, Tensor]]):
         for number, file in enumerate(files):
             rows = file.documents
             first = np.cumsum(rows["tokens"]) - rows["tokens"]
-            kept = np.ones(len(rows), bool) if held_out is None else is_held_out(rows["hash"], share) == held_out
+            kept = np.ones(len(rows), bool) if keep is None else keep(rows["hash"])
             starts.append(first[kept])
             lengths.append(rows["tokens"][kept])
             of_file.append(np.full(kept.sum(), number, dtype=np.int32))
