@@ -4,8 +4,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 import typer
 from safetensors.torch import load_file, save_file
+from tiny_models import TEXTS
 from typer.testing import CliRunner
 
 from codiemb.cli import app as codiemb_app
@@ -84,6 +86,45 @@ def test_heat_map_of_the_deltas(models, tmp_path):
     np.testing.assert_allclose(shown[1], 1, atol=1e-5)
 
 
+def test_a_layer_whose_base_is_zero_shows_how_far_it_went(models, tmp_path):
+    """A part of nothing is no percentage: the table gives the norm itself, the heat map says why there is no number."""
+    base = shutil.copytree(models[0], tmp_path / "zero")
+    weights = load_file(base / "model.safetensors")
+    zero = {key: torch.zeros_like(value) if key.startswith("pooler") else value for key, value in weights.items()}
+    save_file(zero, base / "model.safetensors", metadata={"format": "pt"})
+    moved = shutil.copytree(base, tmp_path / "moved")
+    step = {key: value + 0.5 if key == "pooler.dense.bias" else value for key, value in zero.items()}
+    save_file(step, moved / "model.safetensors", metadata={"format": "pt"})
+    layers = compare_deltas(base, [moved, base])
+    pooler = next(layer for layer in layers if layer.name == "pooler")
+    assert pooler.relative_norms == (None, 0.0)
+    shown = run(base, moved, base, "--report", "-o", tmp_path / "out").stdout
+    assert "2.83 from 0" in shown  # half of the root of 32
+    assert "| 2.83 from 0 | 0.00000 |" in (tmp_path / "out" / "README.md").read_text()
+    cells = {text.get_text() for text in delta_heat_map(layers, ["moved", "base"]).axes[0].texts}
+    assert "base 0" in cells
+
+
+def test_a_search_shows_every_try_and_writes_the_chosen_fusion(models, tmp_path, monkeypatch):
+    data = tmp_path / "dev.tsv"
+    rows = [f"{TEXTS[i]}\t{TEXTS[j]}\t{(i * j) % 7}\n" for i in range(10) for j in range(i)]
+    data.write_text("sentence1\tsentence2\tscore\n" + "".join(rows))
+    monkeypatch.setenv("COLUMNS", "200")
+    out = tmp_path / "out"
+    outcome = run(*models[:2], "--search", data, "--budget", 3, "--sample", 40, "--seed", 1, "-o", out)
+    search = json.loads((out / "fusion.json").read_text())["search"]
+    assert [one["scale"] for one in search["tries"]] == [1.0, 0.0, 0.75 if search["best"] == 0 else 0.25]
+    assert search["data"] == [{"name": "dev", "type": "sts", "source": str(data), "n": 40}]
+    assert outcome.stdout.count("chosen") == 2  # its line, and what that means
+    for one in search["tries"]:
+        assert f"{100 * one['score']:.2f} ± {100 * one['standard_error']:.2f}" in outcome.stdout
+    chosen = search["tries"][search["chosen"]]
+    assert step(models[0], out) == pytest.approx(0.1 * chosen["scale"], abs=1e-5)
+    assert f"found by `--search`: `mean` on `{data}`, 3 fusions tried" in (out / "README.md").read_text()
+    again = run(*models[:2], "--search", data, "--budget", 3, "--sample", 40, "--seed", 1, "-o", tmp_path / "again")
+    assert again.stderr.count("from an earlier search") == 3
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -91,6 +132,8 @@ def test_heat_map_of_the_deltas(models, tmp_path):
         (["-o", "out", "--plot", "deltas.txt"], "--plot deltas.txt: expected a file that ends in .png"),
         (["-o", "out", "--weights", "0.5;0.5"], "--weights 0.5;0.5: expected numbers with commas"),
         (["-o", "out", "--method", "weights"], "got none, expected 2"),
+        (["--report", "--search", "dev.tsv"], "it needs --output, and goes without --method, --weights and --scale"),
+        (["-o", "out", "--search", "dev.tsv", "--scale", "1"], "goes without --method, --weights and --scale"),
     ],
 )
 def test_errors_end_with_a_message_and_status_2(models, options, message, monkeypatch, capsys, tmp_path):

@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from codiemb.fusion import LayerDelta
+    from codiemb.fusion.candidates import Candidate
+    from codiemb.fusion.search import Search
 
 _PLOTS = (".png", ".svg", ".pdf")
 
@@ -24,7 +27,7 @@ def fuse_command(
     checkpoints: list[str] = typer.Argument(metavar="CKPT...", help="Fine-tuned model directories."),
     output: Path = typer.Option(None, "--output", "-o", help="New directory for the fused model."),
     method: Literal["uniform", "delta", "weights"] = typer.Option(
-        "uniform", "--method", help="uniform: a plain mean; delta: by how far each moved; weights: as given."
+        None, "--method", help="uniform: a plain mean (the default); delta: by how far each moved; weights: as given."
     ),
     granularity: Literal["tensor", "layer", "model"] = typer.Option(
         "tensor", "--granularity", help="What has one set of weights with --method delta."
@@ -32,7 +35,17 @@ def fuse_command(
     weights: str = typer.Option(
         None, "--weights", metavar="W,W,...", help="One a checkpoint, summing to 1, with --method weights."
     ),
-    scale: float = typer.Option(1.0, "--scale", help="Below 1 pulls the result back towards the base; 0 is the base."),
+    scale: float = typer.Option(None, "--scale", help="Below 1 pulls the result back to the base, 0; 1 by default."),
+    search_data: list[Path] = typer.Option(
+        None,
+        "--search",
+        metavar="DATA",
+        help="Find weights and scale on this validation data: BEIR folder, scored pairs, unified file; repeatable.",
+    ),
+    metric: str = typer.Option("mean", "--metric", help="What --search looks for: mean, ir, sts, or a data set."),
+    budget: int = typer.Option(20, "--budget", min=1, help="Fusions that --search evaluates at most."),
+    sample: int = typer.Option(None, "--sample", min=1, help="Queries or pairs of each data set that --search uses."),
+    seed: int = typer.Option(0, "--seed", min=0, help="Chooses the sample, and resamples for the standard errors."),
     report: bool = typer.Option(
         False, "--report", help="Show how far each checkpoint moved each layer, and in which direction."
     ),
@@ -44,6 +57,7 @@ def fuse_command(
     codiemb fuse bundled runs/ir runs/sts -o runs/fused
     codiemb fuse bundled runs/ir runs/sts --method weights --weights 0.3,0.7 -o runs/fused
     codiemb fuse bundled runs/mine --scale 0.7 -o runs/mine-0.7
+    codiemb fuse bundled runs/ir runs/sts --search data/dev -o runs/fused
     codiemb fuse bundled runs/ir runs/sts --report --plot deltas.png
     """
     from codiemb.extras import require
@@ -57,6 +71,16 @@ def fuse_command(
             raise ValueError(f"--plot {plot}: expected a file that ends in {', '.join(_PLOTS)}.")
         require("matplotlib", "plots")
     given = None if weights is None else _parse_weights(weights)
+    found: Search | None = None
+    if search_data:
+        if output is None or method or weights or scale is not None:
+            raise ValueError(
+                "--search finds weights and scale of a model that is written: it needs --output, and goes without "
+                "--method, --weights and --scale."
+            )
+        found = _search(base, checkpoints, search_data, metric=metric, budget=budget, sample=sample, seed=seed)
+        method, given = "weights", [float(weight) for weight in found.chosen.candidate.weights]
+        scale = float(found.chosen.candidate.scale)
     with _progress() as progress:
         on_progress = partial(_advance, progress, progress.add_task("fuse" if output else "measure", total=None))
         if output is None:
@@ -66,12 +90,15 @@ def fuse_command(
                 base,
                 checkpoints,
                 output,
-                method=method,
+                method=method or "uniform",
                 granularity=granularity,
                 weights=given,
-                scale=scale,
+                scale=1.0 if scale is None else scale,
+                search=found and found.to_dict(),
                 on_progress=on_progress,
             ).layers
+    if found:
+        Console().print(search_table(found, checkpoints))
     if report:
         Console().print(delta_table(layers, checkpoints))
     if plot is not None:
@@ -97,11 +124,68 @@ def delta_table(layers: Sequence[LayerDelta], checkpoints: Sequence[str]) -> Tab
             table.add_section()
         table.add_row(
             layer.name,
-            *(f"{100 * norm:.3f}" for norm in layer.relative_norms),
+            *(
+                f"{norm:.3g} from 0" if relative is None else f"{100 * relative:.3f}"
+                for relative, norm in zip(layer.relative_norms, layer.norms, strict=True)
+            ),
             *(f"{layer.cosines[j][k]:+.3f}" for j, k in pairs),
             *(f"{weight:.4f}" for weight in layer.weights),
         )
     return table
+
+
+def search_table(found: Search, checkpoints: Sequence[str]) -> Table:
+    """All tries in order, times 100; the chosen one is marked."""
+    table = Table(title=f"{found.metric} on {', '.join(entry['name'] for entry in found.data)}, x100")
+    table.title_justify = table.caption_justify = "left"
+    for heading in (
+        *(f"weight {k + 1}" for k in range(len(checkpoints))),
+        "scale",
+        "score ± SE",
+        "behind the best ± SE",
+    ):
+        table.add_column(heading, justify="right")
+    for name in (name for name in found.best.scores if name != found.metric):
+        table.add_column(Text(name), justify="right", overflow="fold")
+    table.add_column("")
+    for one in found.tries:
+        weights = ["-" if one.candidate.is_base else f"{float(weight):.4g}" for weight in one.candidate.weights]
+        table.add_row(
+            *weights,
+            f"{float(one.candidate.scale):.4g}",
+            _with_error(one.score, one.error),
+            "" if one is found.best else _with_error(one.behind, one.behind_error),
+            *(f"{100 * score:.2f}" for name, score in one.scores.items() if name != found.metric),
+            "chosen" if one is found.chosen else "best" if one is found.best else "",
+            style="bold" if one is found.chosen else "",
+        )
+    legend = "\n".join(f"{k}: {name}" for k, name in enumerate(checkpoints, 1))
+    table.caption = Text(
+        f"{legend}\nchosen: the simplest within one standard error (SE) of the best; measure it on other data"
+    )
+    return table
+
+
+def _with_error(value: float, error: float | None) -> str:
+    return f"{100 * value:.2f}" + ("" if error is None else f" ± {100 * error:.2f}")
+
+
+def _search(base: str, checkpoints: Sequence[str], data: Sequence[Path], **options: Any) -> Search:
+    from transformers.utils import logging as transformers_logging
+
+    from codiemb.fusion.search import search
+
+    transformers_logging.disable_progress_bar()
+    console = Console(stderr=True)
+
+    def show(candidate: Candidate, score: float, known: bool) -> None:
+        remark = ", from an earlier search" if known else ""
+        console.print(f"{candidate}: {100 * score:.2f}{remark}", highlight=False, markup=False, soft_wrap=True)
+
+    found = search(base, checkpoints, data, on_try=show, **options)
+    if found.chosen.candidate.is_base:
+        console.print("No fusion scores above the base: the result is the base itself.")
+    return found
 
 
 def _parse_weights(text: str) -> list[float]:

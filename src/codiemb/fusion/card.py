@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 if TYPE_CHECKING:
+    from codiemb.fusion.deltas import LayerDelta
     from codiemb.fusion.fusing import FusionReport
 
 _METHODS = {
@@ -29,8 +31,7 @@ def fusion_card(report: FusionReport) -> str:
         metadata["base_model"] = base
     numbers = range(1, len(report.checkpoints) + 1)
     rows = [
-        f"| {layer.name} | {layer.parameters:,} | {_cells(layer.weights, '.4f')} | "
-        f"{_cells(layer.relative_norms, '.5f')} |"
+        f"| {layer.name} | {layer.parameters:,} | {_cells(layer.weights, '.4f')} | {_moved(layer)} |"
         for layer in report.layers
     ]
     heading = " | ".join(f"weight {k}" for k in numbers) + " | " + " | ".join(f"moved {k}" for k in numbers)
@@ -40,7 +41,7 @@ def fusion_card(report: FusionReport) -> str:
         f"A text-embedding model fused with codiemb from {len(report.checkpoints)} checkpoint(s) that were fine-tuned "
         f"from `{report.base}`: the base plus {report.scale:g} times the weighted mean of what each changed.",
         f"- method: `{report.method}` ({_METHODS[report.method]}), granularity `{report.granularity}`\n"
-        f"- scale: {report.scale:g}\n- base: `{report.base}`",
+        f"- scale: {report.scale:g}\n- base: `{report.base}`{_search(report.search)}",
         "| | checkpoint |\n|---:|---|\n"
         + "\n".join(f"| {k} | `{name}` |" for k, name in zip(numbers, report.checkpoints, strict=True)),
         "Modules, prompts, tokenizer and configuration are those of checkpoint 1.",
@@ -53,6 +54,22 @@ def fusion_card(report: FusionReport) -> str:
         "print(model.similarity(queries, documents))\n```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _search(search: Mapping[str, Any] | None) -> str:
+    if search is None:
+        return ""
+    data = ", ".join(f"`{entry['source']}`" for entry in search["data"])
+    return (
+        f"\n- found by `--search`: `{search['metric']}` on {data}, {len(search['tries'])} fusions tried, "
+        f"{search['rule']} taken (all in `fusion.json`)"
+    )
+
+
+def _moved(layer: LayerDelta) -> str:
+    """Relative norms; where the base is all 0, the norms themselves."""
+    pairs = zip(layer.relative_norms, layer.norms, strict=True)
+    return " | ".join(f"{norm:.3g} from 0" if relative is None else f"{relative:.5f}" for relative, norm in pairs)
 
 
 def _cells(numbers: tuple[float, ...], style: str) -> str:

@@ -10,6 +10,7 @@ within it Σ_k w_k = 1:
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -49,7 +50,8 @@ class LayerDelta:
     """One layer: its tensors together.
 
     Attributes:
-        norms: ‖Δ_k‖ of each checkpoint; relative_norms: divided by ‖θ_0‖ (0 where that is 0).
+        norms: ‖Δ_k‖ of each checkpoint.
+        relative_norms: divided by ‖θ_0‖; None where that is 0 and the checkpoint moved.
         cosines: between the checkpoints' deltas, (checkpoints, checkpoints); 0 where a delta is 0.
         weights: of each checkpoint, the mean over the layer's parameters; empty if nothing was fused.
     """
@@ -57,7 +59,7 @@ class LayerDelta:
     name: str
     parameters: int
     norms: tuple[float, ...]
-    relative_norms: tuple[float, ...]
+    relative_norms: tuple[float | None, ...]
     cosines: tuple[tuple[float, ...], ...]
     weights: tuple[float, ...] = ()
 
@@ -132,14 +134,15 @@ def by_layer(
     layers: dict[str, list[str]] = defaultdict(list)
     for name in deltas:
         layers[layer_of(name)].append(name)
-    ordered = sorted(layers, key=_depth)
+    ordered = sorted(layers, key=layer_depth)
     return (
         *(_layer(name, layers[name], deltas, weights) for name in ordered),
         _layer("model", list(deltas), deltas, weights),
     )
 
 
-def _depth(layer: str) -> tuple[int, int, str]:
+def layer_depth(layer: str) -> tuple[int, int, str]:
+    """Sorts layers in the order in which a text passes them, as far as the names tell."""
     number = layer.rpartition(".")[2]
     place = 0 if "embed" in layer or layer in ("wte", "wpe") else 1 if number.isdigit() else 2
     return place, int(number) if place == 1 else 0, layer
@@ -151,7 +154,7 @@ def _layer(
     counted = [name for name in names if deltas[name].counted == name] or list(names)
     sizes = np.array([deltas[name].parameters for name in counted])
     products = np.sum([deltas[name].products for name in counted], axis=0)
-    base = np.sqrt(sum(deltas[name].base_square for name in counted))
+    base = math.sqrt(sum(deltas[name].base_square for name in counted))
     norms = np.sqrt(products.diagonal())
     outer = np.outer(norms, norms)
     cosines = np.divide(products, outer, out=np.zeros_like(outer), where=outer > 0).clip(-1, 1)
@@ -160,7 +163,7 @@ def _layer(
         layer,
         int(sizes.sum()),
         tuple(norms.tolist()),
-        tuple((norms / base if base else np.zeros_like(norms)).tolist()),
+        tuple(norm / base if base else None if norm else 0.0 for norm in norms.tolist()),
         tuple(map(tuple, cosines.tolist())),
         tuple(float(weight) for weight in mean),
     )

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from codiemb.fusion.deltas import (
 )
 from codiemb.fusion.models import ModelDirectory, check_alike, starting_tensors
 from codiemb.fusion.tensors import FLOATING, StoredTensor, TensorWriter, file_metadata
+from codiemb.json_files import to_json
 
 REPORT_FILE = "fusion.json"
 
@@ -45,6 +46,7 @@ class FusionReport:
     Attributes:
         layers: deltas and weights of each layer, and of the whole model, named `model`, last.
         tensors: weights of the checkpoints for each tensor.
+        search: how weights and scale were found; None where they were given.
     """
 
     output: Path
@@ -55,6 +57,7 @@ class FusionReport:
     scale: float
     layers: tuple[LayerDelta, ...]
     tensors: dict[str, tuple[float, ...]] = field(repr=False)
+    search: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """As written to `fusion.json`."""
@@ -69,8 +72,8 @@ def compare_deltas(
     Raises:
         ValueError: as `fuse`.
     """
-    models = _open(base, checkpoints)
-    starts = _averaged(models)
+    models = open_models(base, checkpoints)
+    starts = averaged_tensors(models)
     return by_layer(measure(starts, models[1:], _counter(starts, 1, on_progress)))
 
 
@@ -83,6 +86,7 @@ def fuse(
     granularity: Granularity = "tensor",
     weights: Sequence[float] | None = None,
     scale: float = 1.0,
+    search: Mapping[str, Any] | None = None,
     on_progress: OnProgress | None = None,
 ) -> FusionReport:
     """Write θ_0 + scale · Σ_k w_k (θ_k − θ_0) as a model directory.
@@ -96,6 +100,7 @@ def fuse(
         output: a new or empty directory; it holds the whole model or nothing.
         weights: one a checkpoint, at least 0, summing to 1; for method `weights` only.
         scale: 1 keeps the deltas' mean, less pulls it back towards the base (WiSE-FT, arXiv:2109.01903), 0 is the base.
+        search: how weights and scale were found, for the report; see `search.Search`.
         on_progress: called with (numbers done, all of them); each is read twice.
     Raises:
         ValueError: models that do not belong together, options out of range, values that are not finite or do not
@@ -107,8 +112,8 @@ def fuse(
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output}: exists and is not an empty directory. Give a new one.")
-    models = _open(base, checkpoints)
-    starts = _averaged(models)
+    models = open_models(base, checkpoints)
+    starts = averaged_tensors(models)
     on_block = _counter(starts, 2, on_progress)
     deltas = measure(starts, models[1:], on_block)
     by_tensor = fusion_weights(deltas, method, granularity, weights)
@@ -121,6 +126,7 @@ def fuse(
         scale,
         by_layer(deltas, by_tensor),
         {name: tuple(row.tolist()) for name, row in by_tensor.items()},
+        search,
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     private = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
@@ -128,12 +134,31 @@ def fuse(
         _copy_settings(models[1], private, starts)
         _write_weights(models[1:], starts, by_tensor, scale, private, on_block)
         _write(private / "README.md", fusion_card(report))
-        _write(private / REPORT_FILE, _json(report.to_dict()))
+        _write(private / REPORT_FILE, to_json(report.to_dict()))
         private.chmod(0o755)  # mkdtemp lets the owner alone read
         private.replace(output)
     finally:
         shutil.rmtree(private, ignore_errors=True)
     return report
+
+
+def write_candidate(
+    models: Sequence[ModelDirectory],
+    starts: Mapping[str, StoredTensor],
+    weights: Sequence[SupportsFloat],
+    scale: SupportsFloat,
+    directory: Path,
+) -> None:
+    """Write into an empty directory what `fuse` gives with these weights; no card, no report.
+
+    Args:
+        models: as of `open_models`; starts: as of `averaged_tensors`.
+        weights: one a checkpoint, summing to 1.
+    """
+    shares = np.array([float(weight) for weight in weights])
+    by_tensor = dict.fromkeys(starts, shares / shares.sum())
+    _copy_settings(models[1], directory, starts)
+    _write_weights(models[1:], starts, by_tensor, float(scale), directory, lambda _: None)
 
 
 def _checked_weights(method: Method, weights: Sequence[float] | None, count: int) -> Sequence[float] | None:
@@ -152,7 +177,8 @@ def _checked_weights(method: Method, weights: Sequence[float] | None, count: int
     return weights
 
 
-def _open(base: str | Path, checkpoints: Sequence[str | Path]) -> list[ModelDirectory]:
+def open_models(base: str | Path, checkpoints: Sequence[str | Path]) -> list[ModelDirectory]:
+    """The base, then the checkpoints, which belong together."""
     if not checkpoints:
         raise ValueError("No checkpoint was given; expected at least one beside the base.")
     models = [ModelDirectory(name) for name in (base, *checkpoints)]
@@ -173,7 +199,7 @@ def _counter(starts: Mapping[str, StoredTensor], passes: int, on_progress: OnPro
     return count
 
 
-def _averaged(models: Sequence[ModelDirectory]) -> dict[str, StoredTensor]:
+def averaged_tensors(models: Sequence[ModelDirectory]) -> dict[str, StoredTensor]:
     """The base's tensor for each that is averaged; the others, which must be equal in all models, are checked."""
     base, first, *others = models
     starts = starting_tensors(base, first)
@@ -236,7 +262,7 @@ def _write_weights(
         if index.is_file():
             content = json.loads(index.read_text(encoding="utf-8"))
             content["metadata"] = {**content.get("metadata", {}), "total_size": size}
-            _write(folder / index.name, _json(content))
+            _write(folder / index.name, to_json(content))
 
 
 def _copy_settings(first: ModelDirectory, directory: Path, starts: Mapping[str, StoredTensor]) -> None:
@@ -252,7 +278,7 @@ def _copy_settings(first: ModelDirectory, directory: Path, starts: Mapping[str, 
     for start in starts.values():
         sizes[start.dtype] += start.elements
     dtype = str(FLOATING[sizes.most_common(1)[0][0]]).removeprefix("torch.")
-    _write(config, _json(_with_dtype({"dtype": dtype, **content}, dtype)))
+    _write(config, to_json(_with_dtype({"dtype": dtype, **content}, dtype)))
 
 
 def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
@@ -269,7 +295,3 @@ def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-
-
-def _json(content: object) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

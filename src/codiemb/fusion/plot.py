@@ -35,13 +35,15 @@ def delta_heat_map(layers: Sequence[LayerDelta], checkpoints: Sequence[str]) -> 
         sharey=True,
         width_ratios=[len(checkpoints), *([len(pairs)] if pairs else [])],
     )[0]
-    moved = 100 * np.array([layer.relative_norms for layer in layers])
-    _draw(panels[0], moved, "Change in % of the base's norm", "{:.2f}", "Blues", 0.0, moved.max() or 1.0)
+    moved = 100 * np.array([layer.relative_norms for layer in layers], dtype=float)  # None becomes nan
+    most = np.nanmax(moved, initial=0.0) or 1.0
+    title = "Change in % of the base's norm"
+    draw_cells(panels[0], moved, title, "{:.2f}", "Blues", 0.0, most, missing="base 0")
     panels[0].set_xticks(range(len(checkpoints)), [str(k) for k in numbers])
     panels[0].set_yticks(range(len(layers)), [layer.name for layer in layers])
     if pairs:
         cosines = np.array([[layer.cosines[j][k] for j, k in pairs] for layer in layers])
-        _draw(panels[1], cosines, "Cosine between changes", "{:+.2f}", "RdBu", -1.0, 1.0)
+        draw_cells(panels[1], cosines, "Cosine between changes", "{:+.2f}", "RdBu", -1.0, 1.0)
         panels[1].set_xticks(range(len(pairs)), [f"{j + 1}, {k + 1}" for j, k in pairs])
     figure.supxlabel(legend, fontsize=8, x=0.02, ha="left")
     return figure
@@ -53,12 +55,15 @@ def save_heat_map(path: Path, layers: Sequence[LayerDelta], checkpoints: Sequenc
     delta_heat_map(layers, checkpoints).savefig(path, dpi=110)
 
 
-def _draw(axes: Axes, values: np.ndarray, title: str, style: str, colours: str, low: float, high: float) -> None:
-    """A cell for each value (layers, columns), with its number in it."""
+def draw_cells(
+    axes: Axes, values: np.ndarray, title: str, style: str, colours: str, low: float, high: float, missing: str = ""
+) -> None:
+    """A cell for each value (rows, columns), with its number in it; where there is none, grey with `missing` in it."""
     axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
+    axes.set_facecolor("#dddddd")
     axes.set_title(title, fontsize=9)
     axes.tick_params(length=0, labelsize=8)
     for (row, column), value in np.ndenumerate(values):
         strong = abs(value) > 0.6 * max(abs(low), abs(high))
-        colour = "white" if strong else "black"
-        axes.text(column, row, style.format(value), ha="center", va="center", fontsize=7, color=colour)
+        shown = missing if np.isnan(value) else style.format(value)
+        axes.text(column, row, shown, ha="center", va="center", fontsize=7, color="white" if strong else "black")
