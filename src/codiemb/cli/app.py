@@ -59,21 +59,28 @@ def _register() -> None:
     from codiemb.cli.compare import compare_command
     from codiemb.cli.data import data_app
     from codiemb.cli.demo import demo_command
+    from codiemb.cli.diagnose import diagnose_command
     from codiemb.cli.embed import embed_command
     from codiemb.cli.evaluate import evaluate_command
     from codiemb.cli.fuse import fuse_command
     from codiemb.cli.geometry import geometry_command
     from codiemb.cli.leaderboard import leaderboard_command
+    from codiemb.cli.mine import mine_command
+    from codiemb.cli.pretrain import pretrain_command
     from codiemb.cli.search import search_app
+    from codiemb.cli.synthesize import synthesize_app
     from codiemb.cli.train import train_command
 
     commands: dict[str, Callable[..., Any]] = {
         "demo": demo_command,
+        "pretrain": pretrain_command,
         "train": train_command,
+        "diagnose": diagnose_command,
         "evaluate": evaluate_command,
         "embed": embed_command,
         "compare": compare_command,
         "leaderboard": leaderboard_command,
+        "mine": mine_command,
         "geometry": geometry_command,
         "fuse": fuse_command,
     }
@@ -81,3 +88,4 @@ def _register() -> None:
         app.command(name)(command)
     app.add_typer(data_app, name="data")
     app.add_typer(search_app, name="search")
+    app.add_typer(synthesize_app, name="synthesize")

@@ -40,6 +40,11 @@ def heading(text: str) -> str:
     return f"<h2>{escape(text)}</h2>"
 
 
+def paragraph(text: str) -> str:
+    """Plain text."""
+    return f"<p>{escape(text)}</p>"
+
+
 def note(text: str) -> str:
     """A remark in small print."""
     return f'<p class="note">{escape(text)}</p>'

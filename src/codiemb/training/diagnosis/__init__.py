@@ -1,0 +1,1 @@
+"""Diagnosis: how far the tasks of a recipe pull a model in different directions, measured on their gradients."""

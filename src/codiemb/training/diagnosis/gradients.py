@@ -1,0 +1,218 @@
+"""The gradients of a recipe's objectives over several batches, reduced to their inner products, layer by layer.
+
+All that a diagnosis says follows from these products. A gradient is as large as the model, and there is one a batch:
+they wait in temporary files until the products are taken, a block of every gradient at a time, so memory holds one
+gradient whatever their number. Of the token table, the rows that the batches read are kept; the others have none.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import TrainingArguments, set_seed
+
+from codiemb.encoding import EmbeddingPass
+from codiemb.fusion.deltas import layer_depth, layer_of
+from codiemb.tasks import TASKS, TaskOptions
+from codiemb.training import run as training
+from codiemb.training.diagnosis.batches import By, Drawn, draw, mix
+from codiemb.training.recipe import Recipe
+from codiemb.training.token_rows import install
+from codiemb.training.trainer import TrainingRows
+
+TOKEN_TABLE = "token table"
+_BLOCK = 1 << 18  # numbers of each gradient that are multiplied at once
+
+
+@dataclass(frozen=True, eq=False)
+class GradientProducts:
+    """Inner products of the gradients of all batches.
+
+    Attributes:
+        batches: what each gradient is of.
+        layers: in the order in which a text passes them; parameters: of each, those that are trained.
+        products: (layers, batches, batches) float64.
+        losses: (batches,).
+        settings: what the gradients depend on.
+    """
+
+    batches: Sequence[Drawn]
+    layers: tuple[str, ...]
+    parameters: tuple[int, ...]
+    products: np.ndarray
+    losses: np.ndarray
+    settings: Mapping[str, Any]
+
+
+def measure(
+    recipe: Recipe,
+    *,
+    batches: int,
+    by: By = "task",
+    mixed: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> GradientProducts:
+    """Take the gradient of each batch's objective, as the first step of a training with the recipe would.
+
+    Args:
+        recipe: its model, data, sampling, tasks, dropout, precision and seed hold.
+        batches: of each task or data set.
+        by: what is compared.
+        mixed: also of mixed batches, in parts; see `batches.mix`.
+        on_progress: called with (gradients done, all of them).
+    Raises:
+        ValueError: data that do not suffice, or a loss that is not finite.
+        OSError: no room for the temporary files.
+    """
+    # The library's arguments say which device a training would take.
+    arguments = TrainingArguments(
+        output_dir=str(recipe.output), use_cpu=not torch.accelerator.is_available(), report_to=[]
+    )
+    tables = training.read_tables(recipe)
+    options: dict[str, TaskOptions] = {name: getattr(recipe.tasks, name) for name in TASKS}
+    sampler = training.make_sampler(recipe, tables, options, arguments)
+    set_seed(recipe.seed)  # for weights that a model lacks
+    model, template = training.load_model(recipe, arguments.device)
+    embedding_pass = training.make_pass(recipe, model, options, {table.task_type for table in tables})
+    rows = TrainingRows(tables, training.make_collator(recipe, tables, template, options), sampler)
+    drawn = draw(sampler, rows, batches, by)
+    if mixed:
+        drawn += mix(drawn)
+    _trained_rows(recipe, embedding_pass, drawn)
+    layers = trained_layers(embedding_pass)
+    losses = np.zeros(len(drawn))
+    with _Gradients(layers, len(drawn)) as gradients:
+        for number, one in enumerate(drawn):
+            losses[number] = _backward(embedding_pass, one, options[one.options_of], recipe.seed + number)
+            gradients.store(number)
+            if on_progress:
+                on_progress(number + 1, len(drawn))
+        products = gradients.products()
+    seen = [place for place, matrix in enumerate(products) if matrix.any()]  # what no objective reads has no gradient
+    names = list(layers)
+    settings = {
+        "model": recipe.model,
+        "template": template.to_dict(),
+        "precision": str(embedding_pass.precision).removeprefix("torch."),
+        "device": str(model.device),
+        "dropout": recipe.dropout,
+        "seed": recipe.seed,
+        "batch_sizes": {task: options[task].batch_size for task in dict.fromkeys(table.task_type for table in tables)},
+    }
+    return GradientProducts(
+        drawn,
+        tuple(names[place] for place in seen),
+        tuple(sum(p.numel() for p in layers[names[place]]) for place in seen),
+        products[seen],
+        losses,
+        settings,
+    )
+
+
+def trained_layers(embedding_pass: EmbeddingPass) -> dict[str, list[nn.Parameter]]:
+    """Trainable parameters by layer, named as `codiemb fuse` names them; the token table is one of its own."""
+    network = embedding_pass.transformer.model
+    table = {id(parameter) for parameter in network.get_input_embeddings().parameters()}
+    layers: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            layer = TOKEN_TABLE if id(parameter) in table else layer_of(name)
+            layers.setdefault(layer, []).append(parameter)
+    for number, module in list(enumerate(embedding_pass.model))[1:]:
+        own = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if own:
+            layers[f"{number}_{type(module).__name__}"] = own
+    return {name: layers[name] for name in sorted(layers, key=lambda name: (name != TOKEN_TABLE, layer_depth(name)))}
+
+
+def _trained_rows(recipe: Recipe, embedding_pass: EmbeddingPass, drawn: Sequence[Drawn]) -> None:
+    """Leave the rows of the token table that the batches read, so that its gradient is not as large as the table."""
+    network = embedding_pass.transformer.model
+    table = network.get_input_embeddings()
+    if recipe.token_embeddings == "frozen":
+        table.requires_grad_(False)
+    elif type(table) is nn.Embedding:
+        tokenizer = embedding_pass.tokenizer
+        used = {*tokenizer.all_special_ids, tokenizer.pad_token_id or 0}
+        for one in drawn:
+            for ids in embedding_pass.tokenize(one.batch.texts).input_ids:
+                used.update(ids)
+        install(network, used)
+
+
+def _backward(embedding_pass: EmbeddingPass, one: Drawn, options: TaskOptions, seed: int) -> float:
+    """Leave the gradient of one batch's objective in the parameters, and return the loss."""
+    device = embedding_pass.model.device
+    embedding_pass.train()
+    embedding_pass.zero_grad(set_to_none=True)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)  # dropout's
+        batch = one.batch.to(device)
+        embeddings = embedding_pass(embedding_pass.tokenize(batch.texts))
+        loss = TASKS[one.options_of].objective(embeddings, batch, options, gather=False).total  # type: ignore[index]
+        loss.backward()  # type: ignore[no-untyped-call]
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise ValueError(
+            f"The loss of a batch of {one.batch.source} is {value}, so it has no gradient. Set precision=fp32; if it "
+            "stays, the model's weights are broken."
+        )
+    return value
+
+
+class _Gradients:
+    """A temporary file for each layer, with a row for each batch."""
+
+    def __init__(self, layers: Mapping[str, Sequence[nn.Parameter]], rows: int) -> None:
+        self._layers = layers
+        self._rows = rows
+        self._stack = ExitStack()
+        self._files: list[np.ndarray] = []
+
+    def __enter__(self) -> _Gradients:
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="codiemb-gradients-")))
+        sizes = [sum(parameter.numel() for parameter in parameters) for parameters in self._layers.values()]
+        needed, free = 4 * self._rows * sum(sizes), shutil.disk_usage(folder).free
+        if needed > free:
+            self._stack.close()
+            raise OSError(
+                f"{folder.parent}: {self._rows} gradients take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
+                "free. Set TMPDIR to a folder with more room, or take fewer batches."
+            )
+        for number, size in enumerate(sizes):
+            self._files.append(np.memmap(folder / str(number), dtype=np.float32, mode="w+", shape=(self._rows, size)))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._files.clear()  # unmapped before they are deleted
+        self._stack.close()
+
+    def store(self, row: int) -> None:
+        """Keep what the last backward pass left in the parameters."""
+        for file, parameters in zip(self._files, self._layers.values(), strict=True):
+            start = 0
+            for parameter in parameters:
+                stop = start + parameter.numel()
+                if parameter.grad is not None:
+                    file[row, start:stop] = parameter.grad.detach().float().flatten().cpu().numpy()
+                start = stop
+
+    def products(self) -> np.ndarray:
+        """(layers, rows, rows) float64."""
+        products = np.zeros((len(self._files), self._rows, self._rows))
+        for matrix, file in zip(products, self._files, strict=True):
+            for start in range(0, file.shape[1], _BLOCK):
+                block = file[:, start : start + _BLOCK].astype(np.float64)
+                matrix += block @ block.T
+        return products
