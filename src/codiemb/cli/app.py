@@ -58,6 +58,7 @@ def main() -> None:
 def _register() -> None:
     from codiemb.cli.compare import compare_command
     from codiemb.cli.data import data_app
+    from codiemb.cli.data_cleaning import CLEANING_COMMANDS
     from codiemb.cli.demo import demo_command
     from codiemb.cli.diagnose import diagnose_command
     from codiemb.cli.embed import embed_command
@@ -86,6 +87,8 @@ def _register() -> None:
     }
     for name, command in commands.items():
         app.command(name)(command)
+    for name, command in CLEANING_COMMANDS.items():
+        data_app.command(name)(command)
     app.add_typer(data_app, name="data")
     app.add_typer(search_app, name="search")
     app.add_typer(synthesize_app, name="synthesize")

@@ -53,8 +53,12 @@ def near_duplicates(
     if not 0 < threshold < 1:
         raise ValueError(f"threshold={threshold}: expected more than 0 and less than 1.")
     hasher = _BandHasher(threshold, permutations)
-    bands = np.concatenate([hasher(batch) for batch in _batches(texts, simplify)] or [hasher(shingle_batch([]))])
-    candidates = _shared(bands)
+    hashed, filled = [hasher(shingle_batch([]))], [np.zeros(0, bool)]
+    for batch in _batches(texts, simplify):
+        hashed.append(hasher(batch))
+        filled.append(np.diff(batch.offsets) > 0)
+    bands = np.concatenate(hashed)
+    candidates = _shared(bands) & np.concatenate(filled)  # texts without shingles are like no other
     return list(_greedy(texts, bands, candidates, threshold, simplify))
 
 

@@ -43,10 +43,11 @@ def normalise(text: str, *, simplify: bool = False) -> str:
     """
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
-        if simplify:
-            text = _simplifier().convert(text.encode(errors="replace").decode())  # OpenCC reads no lone surrogates
     text = text.casefold()
-    return _ignored().sub("", text) or "".join(text.split())
+    text = _ignored().sub("", text) or "".join(text.split())
+    if simplify and not text.isascii():  # last, so that texts that are equal without it are equal with it
+        text = _simplifier().convert(text.encode(errors="replace").decode())  # OpenCC reads no lone surrogates
+    return text
 
 
 class ShingleBatch(NamedTuple):

@@ -155,12 +155,13 @@ def _unique_names(files: Sequence[Path]) -> list[str]:
     """File names without suffix; where two are equal, with their directories, and if need be with the suffix."""
     common = Path(os.path.commonpath([path.resolve().parent for path in files]))
     relative = [path.resolve().relative_to(common) for path in files]
-    names = [_stem(path.name) for path in files]
-    for longer in ([_stem(path.as_posix()) for path in relative], [path.as_posix() for path in relative]):
+    names = [stem(path.name) for path in files]
+    for longer in ([stem(path.as_posix()) for path in relative], [path.as_posix() for path in relative]):
         times = Counter(names)
         names = [name if times[name] == 1 else long for name, long in zip(names, longer, strict=True)]
     return names
 
 
-def _stem(name: str) -> str:
+def stem(name: str) -> str:
+    """A data file's name without its suffix."""
     return next((name.removesuffix(suffix) for suffix in DATA_SUFFIXES if name.endswith(suffix)), name)

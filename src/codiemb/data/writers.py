@@ -56,7 +56,7 @@ def _write_jsonl(examples: Iterable[Example], partial: Path, path: Path) -> int:
         zipped = gzip.GzipFile("", "wb", 6, file, mtime=0) if path.name.endswith(".gz") else None
         sink = cast(BinaryIO, zipped or file)
         for example in examples:
-            sink.write(orjson.dumps(_row(example), option=orjson.OPT_APPEND_NEWLINE))
+            sink.write(orjson.dumps(example_row(example), option=orjson.OPT_APPEND_NEWLINE))
             count += 1
         if zipped:
             zipped.close()
@@ -72,7 +72,8 @@ def _write_parquet(examples: Iterable[Example], partial: Path, _: Path) -> int:
     return count
 
 
-def _row(example: Example) -> dict[str, object]:
+def example_row(example: Example) -> dict[str, object]:
+    """An example as an object that can be written as JSON."""
     row: dict[str, object] = example._asdict()
     row["query"] = list(example.query)  # orjson does not write named tuples
     row["positives"] = [list(text) for text in example.positives]

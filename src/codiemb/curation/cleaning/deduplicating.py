@@ -1,0 +1,222 @@
+"""Duplicate rows within and across files: equal texts, texts that are equal once normalised, and near ones.
+
+The first pass keeps a hash of each row's text; for near duplicates the texts themselves wait in a temporary file on
+disk. The last pass writes.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+import numpy as np
+
+from codiemb.curation.cleaning.outputs import Outputs, RejectedFile
+from codiemb.curation.cleaning.report import CleaningReport
+from codiemb.curation.cleaning.rows import RowStream
+from codiemb.curation.near_duplicates import near_duplicates
+from codiemb.curation.shingles import normalise
+from codiemb.data.examples import PAIR_TASKS, Example, Text
+
+On = Literal["query", "positive", "pair"]
+Match = Literal["exact", "normalised", "near"]
+Keep = Literal["first", "most-negatives", "merge"]
+ON: tuple[On, ...] = get_args(On)
+MATCHES: tuple[Match, ...] = get_args(Match)
+KEEPS: tuple[Keep, ...] = get_args(Keep)
+
+Numbers: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int64]]"
+
+
+class Duplicate(NamedTuple):
+    """A row that duplicates row `of`; `similarity` is Jaccard's, 1 unless the match is a near one."""
+
+    of: int
+    match: Match
+    similarity: float
+
+
+def deduplicate(
+    stream: RowStream,
+    output: Path,
+    *,
+    on: On = "pair",
+    match: Match = "normalised",
+    keep: Keep = "first",
+    threshold: float = 0.8,
+    simplify: bool = False,
+) -> CleaningReport:
+    """Write the rows without duplicates; those left out go beside them, each with the row it duplicates.
+
+    Rows of different tasks are never duplicates of each other, and instructions do not count.
+
+    Args:
+        stream: its files in the order of their priority.
+        output: a file, or a directory with a file for each input.
+        on: which texts have to match: the query, the positives (the scored candidates of a row of pairs), or both.
+        match: "normalised" includes "exact", "near" both.
+        keep: of duplicates, "first" keeps the first one, "most-negatives" the one with the most negatives (of equals
+            the first), "merge" the first with the candidates of the others added that it does not have.
+        threshold: of near duplicates, a Jaccard similarity.
+        simplify: traditional and simplified Chinese characters count as equal, unless the match is exact.
+    Raises:
+        DataError: bad rows that are not skipped, or an output that is an input.
+        ValueError: `keep="merge"` where the queries need not match.
+    """
+    if keep == "merge" and on == "positive":
+        raise ValueError("keep='merge' adds candidates to a row of the same query: choose on='query' or on='pair'.")
+    outputs = Outputs(output, stream.files)
+    duplicates, negatives = find_duplicates(stream, on=on, match=match, threshold=threshold, simplify=simplify)
+    if keep == "most-negatives":
+        duplicates = _rooted_at_most(duplicates, negatives)
+    groups: dict[int, list[Example]] = {one.of: [] for one in duplicates.values()}
+    places: dict[int, str] = dict.fromkeys(groups, "")
+    for row in stream:
+        if row.number in places:
+            places[row.number] = stream.place(row)
+        if keep == "merge" and row.number in duplicates:
+            groups[duplicates[row.number].of].append(row.example)
+    changed = 0
+    with outputs, RejectedFile(outputs.rejected, stream) as rejected:
+        rejected.add_bad_rows()
+        for row in stream:
+            if duplicate := duplicates.get(row.number):
+                reason = f"{duplicate.match} duplicate" + (", merged" if keep == "merge" else "")
+                rejected.add(row, reason, of=places[duplicate.of], similarity=round(duplicate.similarity, 4))
+                continue
+            if keep == "merge" and row.number in groups:
+                merged = _merged(row.example, groups[row.number])
+                if merged != row.example:
+                    row = row.changed(merged)
+                    changed += 1
+            outputs.write(row)
+    counts = dict(rejected.counts)
+    read = stream.rows + len(stream.rejected)
+    return CleaningReport(read, outputs.rows, counts, outputs.rejected if counts else None, changed)
+
+
+def find_duplicates(
+    stream: RowStream, *, on: On, match: Match, threshold: float, simplify: bool
+) -> tuple[dict[int, Duplicate], Numbers]:
+    """Rows that duplicate an earlier, kept row, by number, and how many negatives each row has."""
+    exact, normalised, negatives = array("Q"), array("Q"), array("q")
+    with _spool() as spool:
+        for row in stream:
+            task = row.example.task_type
+            texts = [text.full for text in _texts(row.example, on)]
+            exact.append(_hash([task, *texts]))
+            negatives.append(0 if task in PAIR_TASKS else len(row.example.negatives))
+            if match != "exact":
+                plain = [normalise(text, simplify=simplify) for text in texts]
+                normalised.append(_hash([task, *plain]))
+                if match == "near":
+                    # The task keeps rows of different tasks apart: they are compared by it below.
+                    spool.write(" ".join(plain).encode(errors="replace") + b"\n")
+                    spool.tasks.append(task)
+        duplicates = {number: Duplicate(of, "exact", 1.0) for number, of in _repeats(exact)}
+        if match != "exact":
+            for number, of in _repeats(normalised):
+                duplicates.setdefault(number, Duplicate(of, "normalised", 1.0))
+        if match == "near":
+            for name in sorted(set(spool.tasks)):
+                kept = _Texts(spool, name, duplicates)
+                for number, of, similarity in near_duplicates(kept, threshold=threshold, simplify=simplify):
+                    duplicates[number] = Duplicate(of, "near", similarity)
+    return {number: _settled(one, duplicates) for number, one in duplicates.items()}, np.array(negatives, np.int64)
+
+
+class _Spool:
+    """Lines in a temporary file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tasks: list[str] = []
+        self._file = path.open("wb")
+        self.write = self._file.write
+
+    def lines(self) -> Iterator[str]:
+        self._file.flush()
+        with self.path.open(encoding="utf-8", newline="\n") as file:
+            for line in file:
+                yield line[:-1]
+
+
+class _Texts:
+    """All texts in order, the empty text for rows of other tasks and for those that are duplicates already."""
+
+    def __init__(self, spool: _Spool, task: str, duplicates: dict[int, Duplicate]) -> None:
+        self._spool, self._task, self._left_out = spool, task, frozenset(duplicates)
+
+    def __iter__(self) -> Iterator[str]:
+        for number, line in enumerate(self._spool.lines()):
+            yield line if self._spool.tasks[number] == self._task and number not in self._left_out else ""
+
+
+@contextmanager
+def _spool() -> Iterator[_Spool]:
+    with tempfile.TemporaryDirectory(prefix="codiemb-") as directory:
+        yield _Spool(Path(directory) / "texts")
+
+
+def _texts(example: Example, on: On) -> list[Text]:
+    candidates = example.positives + (example.negatives if example.task_type in PAIR_TASKS else [])
+    return {"query": [example.query], "positive": candidates, "pair": [example.query, *candidates]}[on]
+
+
+def _hash(parts: list[str]) -> int:
+    key = "\0".join(parts).encode(errors="surrogatepass")
+    return int.from_bytes(blake2b(key, digest_size=8).digest(), "little")
+
+
+def _repeats(hashes: array[int]) -> Iterator[tuple[int, int]]:
+    """Rows whose hash was there before, with the first row that has it."""
+    _, first, inverse = np.unique(np.frombuffer(hashes, np.uint64), return_index=True, return_inverse=True)
+    of = first[inverse]
+    repeated = np.flatnonzero(of != np.arange(len(of)))
+    return zip(repeated.tolist(), of[repeated].tolist(), strict=True)
+
+
+def _settled(one: Duplicate, duplicates: dict[int, Duplicate]) -> Duplicate:
+    """What an equal text duplicates may be a duplicate itself, by a wider match: then so is this one."""
+    while target := duplicates.get(one.of):
+        one = target
+    return one
+
+
+def _rooted_at_most(duplicates: dict[int, Duplicate], negatives: Numbers) -> dict[int, Duplicate]:
+    """The same groups, but of each the row with the most negatives is the one that is kept."""
+    groups: dict[int, list[int]] = {}
+    for number, one in duplicates.items():
+        groups.setdefault(one.of, [one.of]).append(number)
+    rooted: dict[int, Duplicate] = {}
+    for first, members in groups.items():
+        kept = max(members, key=lambda number: (negatives[number], -number))
+        for number in members:
+            if number != kept:
+                known = duplicates[kept if number == first else number]
+                rooted[number] = known._replace(of=kept)
+    return rooted
+
+
+def _merged(example: Example, others: list[Example]) -> Example:
+    """A row with the candidates of others that it does not have; no positive becomes a negative."""
+    sides: dict[str, dict[str, tuple[Text, float | None]]] = {"positives": {}, "negatives": {}}
+    rows = [example, *others]
+    for one in rows:
+        for side, known in sides.items():
+            scores = getattr(one, f"{side[:-1]}_scores") or [None] * len(getattr(one, side))
+            for text, score in zip(getattr(one, side), scores, strict=True):
+                known.setdefault(text.full, (text, score))
+    if example.task_type not in PAIR_TASKS:
+        sides["negatives"] = {key: value for key, value in sides["negatives"].items() if key not in sides["positives"]}
+    merged = {}
+    for side, known in sides.items():
+        merged[side] = [text for text, _ in known.values()]
+        scores = [score for _, score in known.values()]
+        merged[f"{side[:-1]}_scores"] = [] if None in scores else scores
+    return example._replace(**merged)  # type: ignore[arg-type]
