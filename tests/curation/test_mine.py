@@ -143,6 +143,22 @@ def test_ranks_count_what_is_no_known_positive(run, model):
     assert ranks == {3, 4}
 
 
+def test_shares_count_from_the_mean_of_random_pairs(run, model):
+    queries = model.encode_query(list(dict.fromkeys(query for query, _ in PAIRS)))
+    cosines = queries @ model.encode_document([*DISTRACTORS, PAIRS[0][1]]).T
+    result = run(options={**PLAIN, "share": 0.9})
+    chance = result.report.about["chance"]
+    assert chance == pytest.approx(float(cosines.mean()), abs=0.1 * float(cosines.std()))
+    records = lines(result.directory / "provenance.jsonl")
+    above = [record for record in records if record["positives"][0]["score"] > chance]
+    assert above
+    for record in above:
+        limit = chance + 0.9 * (record["positives"][0]["score"] - chance)
+        assert all(negative["score"] <= limit for negative in record["negatives"])
+    assert result.report.rejected["score above the share of the positive's"] > 0
+    assert run("zero.jsonl", {**PLAIN, "share": 0.9, "chance": "zero"}).report.about["chance"] == 0
+
+
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
 def test_approximate_indexes_give_the_same_scores(run, kind):
     exact = lines(run().directory / "provenance.jsonl")
