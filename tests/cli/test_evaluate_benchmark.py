@@ -6,7 +6,9 @@ import datasets
 import hub_layout
 import mteb
 import pytest
+import torch
 import typer
+from sentence_transformers import SentenceTransformer
 from sklearn.exceptions import UndefinedMetricWarning
 from typer.testing import CliRunner
 
@@ -112,6 +114,53 @@ def test_local_data_beside_a_benchmark_and_alone(evaluate, hub, tmp_path):
     assert not (tmp_path / "b" / "results.json").exists()
 
 
+@pytest.fixture
+def near_model(tiny_model_directory, tmp_path):
+    """The tiny model with a little noise."""
+    model = SentenceTransformer(str(tiny_model_directory), device="cpu")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(str(tmp_path / "near"), create_model_card=False)
+    return tmp_path / "near"
+
+
+def test_two_models_and_kept_results_side_by_side(evaluate, hub, near_model, tmp_path):
+    (tmp_path / "topics.tsv").write_text("text\tlabel\n" + "eat bread\tfood\ntrain at nine\ttravel\n" * 6)
+    tasks = [*CMTEB, "--tasks", "AFQMC", "--dataset-root", hub, "--data", tmp_path / "topics.tsv"]
+    arguments = [*tasks, "--output", tmp_path / "out", "--name", "me/mine", "--seed", "1"]
+    outcome = evaluate(*arguments, "--compare", near_model, "--changes", "1")
+    assert outcome.exit_code == 0
+    assert "95 % interval" in outcome.stdout
+    assert " 16 pairs " in outcome.stdout
+    assert " 10 draws " in outcome.stdout
+    assert "me/mine against " in outcome.stdout
+    assert "Larger than chance (p < 0.05 after Holm's correction for 3 tasks): " in outcome.stdout
+    assert "AFQMC: what gained most" in outcome.stdout
+    comparison = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert [entry["task"] for entry in comparison["tasks"]] == ["AFQMC", "topics-classification", "topics-clustering"]
+    first = comparison["tasks"][0]
+    assert first["significance"]["seed"] == 1
+    assert len(first["changes"]["gains"]) == 1
+    other = f"{tmp_path.name}/near"
+    assert (comparison["model"], comparison["other"]) == ("me/mine", other)
+
+    (folder,) = (tmp_path / "out" / "results").glob("*__near/*")
+    again = evaluate(*arguments, "--compare", folder, "--changes", "0", "--json")
+    assert again.stderr.count("there already, kept") == 3  # of the one model; the other is not even loaded
+    content = json.loads(again.stdout)
+    kept = content["comparison"]
+    assert kept["other"] == other
+    assert [entry["significance"] for entry in kept["tasks"]] == [e["significance"] for e in comparison["tasks"]]
+    assert not any("changes" in entry for entry in kept["tasks"])
+    assert content["tasks"][0]["items"] == {"kind": "pairs", "n": 16}
+    assert (
+        content["tasks"][0]["interval"]["low"] < content["tasks"][0]["score"] < content["tasks"][0]["interval"]["high"]
+    )
+    with pytest.raises(ValueError, match=r"holds results of 2 models or settings; give one of .*near"):
+        evaluate(*arguments, "--compare", tmp_path / "out")
+
+
 def test_side_metrics_that_are_not_defined_are_no_news(evaluate, tmp_path, recwarn):
     # Folds of one or two texts: a label is missing in most of them.
     (tmp_path / "few.tsv").write_text("text\tlabel\n" + "eat bread\tfood\ntrain at nine\ttravel\nrain\tweather\n" * 2)
@@ -151,7 +200,10 @@ def bad_instructions(folder):
         (lambda _: ["m", "--list"], "Nothing to measure on."),
         (lambda _: [*CMTEB, "-o", "out"], "MODEL is missing."),
         (lambda _: ["m", *CMTEB], "--output is missing."),
-        (lambda _: ["m", *CMTEB, "-o", "out", "--compare", "bundled"], "--compare is for local data without mteb."),
+        (
+            lambda folder: ["m", *CMTEB, "-o", "out", "--compare", folder],
+            "expected mteb's layout MODEL/REVISION/TASK.json",
+        ),
         (lambda _: ["m", *CMTEB, "-o", "out", "--sample", "3"], "--sample is for local data"),
         (lambda _: ["m", "--data", hub_layout.SAMPLES, "-o", "out", "--name", "x"], "--name are for benchmarks."),
         (lambda _: [*CMTEB, "--dataset-root", "no/dir", "--list"], "dir 'no/dir' does not exist"),

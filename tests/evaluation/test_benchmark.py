@@ -160,6 +160,7 @@ def test_results_are_in_mtebs_layout_and_kept(hub, tmp_path, encoder):
     folder = tmp_path / "results" / "tests__tiny" / encoder.mteb_model_meta.revision
     assert {path.name for path in folder.iterdir()} == {
         "STSB.json",
+        "STSB.items.parquet",
         "model_meta.json",
         "run_settings.jsonl",
         "tasks.jsonl",
@@ -179,6 +180,16 @@ def test_results_are_in_mtebs_layout_and_kept(hub, tmp_path, encoder):
     run(encoder, ["STSB"], tmp_path, hub)
     (line,) = log(tmp_path, encoder)
     assert (line["task"], line["type"], line["state"]) == ("STSB", "STS", "kept")
+
+
+def test_half_a_line_of_the_log_costs_no_other(hub, tmp_path, encoder):
+    run(encoder, ["STSB"], tmp_path, hub)
+    file = benchmark.result_folder(tmp_path, encoder) / benchmark.LOG_FILE
+    file.write_text(file.read_text()[:50])  # as a run that is killed leaves it
+    run(encoder, ["AFQMC"], tmp_path, hub)
+    half, whole = file.read_text().splitlines()
+    assert len(half) == 50
+    assert json.loads(whole)["task"] == "AFQMC"
 
 
 def test_half_a_result_file_is_measured_again(hub, tmp_path, encoder):

@@ -29,9 +29,14 @@ def evaluate_command(
         None, "--data", help="BEIR folder, scored pairs (.tsv, .csv), unified file, or a folder of these; repeatable."
     ),
     output: Path = typer.Option(None, "--output", "-o", help="Directory for results.json, or for mteb's results."),
-    compare: str = typer.Option(None, "--compare", metavar="MODEL", help="Another model, to show side by side."),
+    compare: str = typer.Option(
+        None,
+        "--compare",
+        metavar="OTHER",
+        help="Another model, to show side by side; for benchmarks also a folder of results.",
+    ),
     changes: int = typer.Option(
-        5, "--changes", metavar="N", min=0, help="With --compare: show the N pairs and queries that changed most."
+        5, "--changes", metavar="N", min=0, help="With --compare: show the N items that changed most."
     ),
     device: Device = None,
     compute: Compute = "auto",
@@ -89,7 +94,7 @@ def evaluate_command(
     paths = [*(data or []), *(more_data or [])]
     selection = Selection(benchmark, _split(task_names), _split(types), _split(languages), paths)
     by_mteb = as_mteb or selection.of_mteb
-    _check(by_mteb, model=model, output=output, paths=paths, compare=compare, template=template, list_only=list_only)
+    _check(by_mteb, model=model, output=output, paths=paths, template=template, list_only=list_only)
     if by_mteb:
         chosen_tasks = choose_tasks(selection, sample=sample, seed=seed, ignore_identical_ids=ignore_identical_ids)
         if list_only:
@@ -103,6 +108,9 @@ def evaluate_command(
             instructions=instructions,
             dataset_root=dataset_root,
             as_json=as_json,
+            seed=seed,
+            compare=compare,
+            changes=changes,
             device=device,
             compute=compute,
             max_length=max_length,
@@ -118,8 +126,9 @@ def evaluate_command(
     from codiemb.evaluation.changes import changes as changes_of
     from codiemb.evaluation.changes_table import changes_report
     from codiemb.evaluation.report import compare as compare_results
-    from codiemb.evaluation.report import comparison_table, results_json, results_table, to_json, write_json
+    from codiemb.evaluation.report import comparison_table, results_json, results_table
     from codiemb.evaluation.significance import differences, intervals
+    from codiemb.json_files import to_json, write_json
 
     tasks = discover(paths)
     output.mkdir(parents=True, exist_ok=True)
@@ -167,14 +176,11 @@ def _check(
     model: str | None,
     output: Path | None,
     paths: Sequence[Path],
-    compare: str | None,
     template: str | None,
     list_only: bool,
 ) -> None:
     if not by_mteb and (list_only or not paths):
         raise ValueError("Nothing to measure on. Give --data, or choose tasks with --benchmark, --tasks or --types.")
-    if by_mteb and compare:
-        raise ValueError("--compare is for local data without mteb. Compare result folders with `codiemb leaderboard`.")
     if not list_only and (model is None or output is None):
         raise ValueError(f"{'MODEL' if model is None else '--output'} is missing.")
     check_template(template)

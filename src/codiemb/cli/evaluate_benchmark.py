@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,14 +16,21 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from codiemb.cli._models import load_model
 from codiemb.extras import require
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
+    from mteb.models import ModelMeta
 
+    from codiemb.embedder import LLMEmbeddingModel
     from codiemb.evaluation.benchmark import Outcome
+    from codiemb.evaluation.benchmark_items import TaskScore
     from codiemb.evaluation.benchmark_progress import Progress
+    from codiemb.evaluation.changes import Changes
     from codiemb.evaluation.mteb_model import InstructedEncoder
+
+_MODEL_FILES = ("modules.json", "config.json")
 
 
 class Selection(NamedTuple):
@@ -65,7 +72,7 @@ def choose_tasks(selection: Selection, *, sample: int | None, seed: int, ignore_
 def list_tasks(tasks: Sequence[AbsTask], dataset_root: Path | None, as_json: bool) -> None:
     """Print which tasks are chosen, and where their data is or would have to be."""
     from codiemb.evaluation.offline import missing_files
-    from codiemb.evaluation.report import to_json
+    from codiemb.json_files import to_json
 
     rows = []
     for task in tasks:
@@ -97,6 +104,40 @@ def list_tasks(tasks: Sequence[AbsTask], dataset_root: Path | None, as_json: boo
     console.print(", ".join(f"{count} {place}" for place, count in counts.items() if count), highlight=False)
 
 
+class Other(NamedTuple):
+    """What a model is compared with: another model, or results that are there.
+
+    Attributes:
+        name: as it was given.
+        called: in results and tables.
+        results: the one folder with results under that path; None: it is a model.
+    """
+
+    name: str
+    called: str
+    results: Path | None
+
+    @classmethod
+    def of(cls, name: str) -> Other:
+        """A directory that holds no model is one of results.
+
+        Raises:
+            ValueError: there are no results in it, or those of several models.
+        """
+        folder = Path(name)
+        if not folder.is_dir() or any((folder / file).is_file() for file in _MODEL_FILES):
+            return cls(name, _result_name(name, None), None)
+        from codiemb.evaluation.runs import read_runs
+
+        found = [run for run in read_runs([folder]) if run.results]
+        if len(found) > 1:
+            listed = ", ".join(str(run.folder) for run in found)
+            raise ValueError(
+                f"--compare {name}: holds results of {len(found)} models or settings; give one of {listed}."
+            )
+        return cls(name, found[0].model, found[0].folder)
+
+
 def evaluate_tasks(
     model: str,
     tasks: Sequence[AbsTask],
@@ -106,21 +147,84 @@ def evaluate_tasks(
     instructions: Path | None,
     dataset_root: Path | None,
     as_json: bool,
+    seed: int,
+    compare: str | None,
+    changes: int,
     **load_options: Any,
 ) -> None:
-    """Score a model on tasks, show progress and a summary; exit status 1 if a task failed."""
-    from codiemb.embedder import LLMEmbeddingModel
+    """Score a model on tasks, show progress and a summary; exit status 1 if a task failed.
+
+    Args:
+        compare: another model, scored likewise, or a folder of results: `output`/compare.json, and shown side by side.
+        changes: items that gained and lost most to show then.
+    """
+    from codiemb.evaluation.benchmark_compare import compare_scores, score_intervals
+    from codiemb.evaluation.benchmark_items import read_scores
+    from codiemb.evaluation.benchmark_report import comparison_report, summary, summary_table
+    from codiemb.evaluation.changes_table import changes_report
+    from codiemb.json_files import to_json, write_json
+
+    other = Other.of(compare) if compare else None
+    output.mkdir(parents=True, exist_ok=True)
+    _quiet()
+
+    def measure(model: str, name: str) -> _Measured:
+        loaded = load_model(model, **load_options)
+        return _measure(loaded, name, tasks, output, instructions=instructions, dataset_root=dataset_root)
+
+    measured = measure(model, _result_name(model, name))
+    scores = _scores_of(measured, tasks)
+    content = summary(measured.meta, measured.outcomes, scores, score_intervals(scores, seed=seed))
+    console = Console()
+    if not as_json:
+        console.print(summary_table(content))
+    outcomes = [*measured.outcomes]
+    if other is not None:
+        if other.results is None:
+            theirs = measure(other.name, other.called)
+            other_scores = _scores_of(theirs, tasks)
+            outcomes += theirs.outcomes
+        else:
+            other_scores = read_scores(other.results, tasks)
+        names = str(measured.meta.name), other.called
+        changed = _changes(tasks, dataset_root, scores, other_scores, changes) if changes else {}
+        comparison = compare_scores(scores, other_scores, names, seed=seed, changes=changed)
+        write_json(output / "compare.json", comparison)
+        content["comparison"] = comparison
+        if not as_json:
+            console.print(comparison_report(comparison, arrows=console.is_terminal))
+            console.print(changes_report(changed, names))
+    if as_json:
+        print(to_json(content), end="")
+    Console(stderr=True).print(f"written to {measured.folder}", highlight=False, soft_wrap=True)
+    if any(outcome.state == "failed" for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+class _Measured(NamedTuple):
+    """One model's run."""
+
+    meta: ModelMeta
+    folder: Path
+    outcomes: Sequence[Outcome]
+
+
+def _measure(
+    model: LLMEmbeddingModel,
+    name: str,
+    tasks: Sequence[AbsTask],
+    output: Path,
+    *,
+    instructions: Path | None,
+    dataset_root: Path | None,
+) -> _Measured:
     from codiemb.evaluation import benchmark
     from codiemb.evaluation.benchmark_progress import Progress
-    from codiemb.evaluation.benchmark_report import summary, summary_table
     from codiemb.evaluation.mteb_model import InstructedEncoder, read_instructions
-    from codiemb.evaluation.report import to_json
 
     names = benchmark.task_names() | {task.metadata.name for task in tasks}
     own = read_instructions(instructions, names) if instructions else {}
-    output.mkdir(parents=True, exist_ok=True)
-    _quiet()
-    encoder = InstructedEncoder(LLMEmbeddingModel(model, **load_options), _result_name(model, name), own)
+    encoder = InstructedEncoder(model, name, own)
     console = Console(stderr=True)
     missing = _missing(tasks, dataset_root)
     if missing:
@@ -141,15 +245,40 @@ def evaluate_tasks(
             if left := progress.seconds_left:
                 line += f"; about {_duration(left)} left"
             console.print(line, highlight=False, markup=False, soft_wrap=True)
-    content = summary(encoder.mteb_model_meta, outcomes)
-    if as_json:
-        print(to_json(content), end="")
-    else:
-        Console().print(summary_table(content))
-    folder = benchmark.result_folder(output, encoder)
-    console.print(f"written to {folder}", highlight=False, soft_wrap=True)
-    if any(outcome.state == "failed" for outcome in outcomes):
-        raise typer.Exit(1)
+    return _Measured(encoder.mteb_model_meta, benchmark.result_folder(output, encoder), outcomes)
+
+
+def _scores_of(measured: _Measured, tasks: Sequence[AbsTask]) -> dict[str, TaskScore]:
+    """Of the tasks that did not fail."""
+    from codiemb.evaluation.benchmark_items import read_scores
+
+    failed = {outcome.task for outcome in measured.outcomes if outcome.state == "failed"}
+    return read_scores(measured.folder, [task for task in tasks if task.metadata.name not in failed])
+
+
+def _changes(
+    tasks: Sequence[AbsTask],
+    dataset_root: Path | None,
+    scores: Mapping[str, TaskScore],
+    others: Mapping[str, TaskScore],
+    most: int,
+) -> dict[str, Changes]:
+    """What changed in each task that both models were scored on item by item; its data is loaded for that."""
+    from codiemb.evaluation.benchmark import with_data
+    from codiemb.evaluation.benchmark_changes import benchmark_changes
+    from codiemb.evaluation.benchmark_compare import comparable
+
+    found = {}
+    for task in tasks:
+        name = task.metadata.name
+        if (
+            name in scores
+            and name in others
+            and scores[name].kind != "draws"
+            and comparable(scores[name], others[name])
+        ):
+            found[name] = benchmark_changes(with_data(task, dataset_root), scores[name], others[name], most=most)
+    return found
 
 
 def _quiet() -> None:
@@ -158,9 +287,7 @@ def _quiet() -> None:
     Nor sklearn's on side metrics of classification: precision of a label that no text was given.
     """
     import datasets
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
     if not logging.getLogger().isEnabledFor(logging.INFO):
         logging.getLogger("mteb").setLevel(logging.ERROR)

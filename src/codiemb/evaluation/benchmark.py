@@ -12,6 +12,7 @@ import difflib
 import json
 import logging
 import math
+import os
 import re
 import time
 import traceback
@@ -23,12 +24,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import mteb
-from mteb.abstasks import AbsTask
+from mteb.abstasks import AbsTask, AbsTaskRetrieval
 from mteb.get_tasks import TASK_LIST
 from mteb.languages import check_language_code
 from mteb.results import TaskResult
+from mteb.timing import TimingStack
 
 from codiemb.evaluation import offline
+from codiemb.evaluation.benchmark_items import items_file, keep_items, predictions_folder
 from codiemb.evaluation.mteb_model import InstructedEncoder
 from codiemb.evaluation.runs import LOG_FILE
 from codiemb.prompts import Side
@@ -173,12 +176,14 @@ def run(
         on_start: called before each task that is run.
     """
     cache = mteb.ResultCache(output)
-    log = result_folder(output, encoder) / LOG_FILE
+    folder = result_folder(output, encoder)
+    log = folder / LOG_FILE
     logged = _logged_tasks(log)
     for task in tasks:
         started = time.monotonic()
         name, metadata = task.metadata.name, task.metadata
         kept, score, error, trace = False, None, "", ""
+        task = _own(task)
         try:
             if dataset_root is not None and not task.data_loaded:
                 task = offline.attach(task, dataset_root)
@@ -188,7 +193,7 @@ def run(
             if result is None or not kept:
                 if on_start:
                     on_start(task)
-                result = _evaluate(encoder, task, cache, fresh=result is None)
+                result = _evaluate(encoder, task, cache, folder, fresh=result is None)
             score = _score(result, task)
         except Exception as failure:
             error, trace = f"{type(failure).__name__}: {failure}", traceback.format_exc()
@@ -209,6 +214,17 @@ def run(
         yield outcome
 
 
+def with_data(task: AbsTask, dataset_root: Path | None) -> AbsTask:
+    """A copy of `task` with its data loaded, from where `run` takes it."""
+    if task.data_loaded:
+        return task
+    own = _own(task) if dataset_root is None else offline.attach(_own(task), dataset_root)
+    own.load_data()
+    if isinstance(own, AbsTaskRetrieval):
+        own.convert_v1_dataset_format_to_v2(num_proc=None)
+    return own
+
+
 def result_folder(output: Path, encoder: InstructedEncoder) -> Path:
     """Where the results of this model with these settings lie."""
     return Path(mteb.ResultCache(output).get_task_result_path("any", encoder.mteb_model_meta).parent)
@@ -223,18 +239,39 @@ def _earlier(cache: mteb.ResultCache, encoder: InstructedEncoder, task: AbsTask)
     return result if result is not None and result.is_mergeable(task) else None
 
 
-def _evaluate(encoder: InstructedEncoder, task: AbsTask, cache: mteb.ResultCache, *, fresh: bool) -> TaskResult:
-    outcome = mteb.evaluate(
-        encoder,
-        task,
-        co2_tracker=False,
-        cache=cache,
-        overwrite_strategy="always" if fresh else "only-missing",
-        encode_kwargs={"batch_size": _DATALOADER_BATCH},
-        show_progress_bar=False,
-    )
-    if outcome.exceptions:  # a private data set that was not found
-        raise RuntimeError(outcome.exceptions[0].exception)
+def _own(task: AbsTask) -> AbsTask:
+    """A copy that draws as if `task` was new: what is measured does not depend on what was measured before."""
+    own: Any = copy.copy(task)
+    own.rng_state, own.np_rng = copy.deepcopy((task.rng_state, task.np_rng))
+    return own
+
+
+def _evaluate(
+    encoder: InstructedEncoder, task: AbsTask, cache: mteb.ResultCache, folder: Path, *, fresh: bool
+) -> TaskResult:
+    timer = TimingStack()
+    with predictions_folder(folder, task) as predictions:
+        if predictions and not task.data_loaded:  # else mteb unloads it before the items are made
+            task.load_data(timer=timer)
+        outcome = mteb.evaluate(
+            encoder,
+            task,
+            co2_tracker=False,
+            cache=cache,
+            overwrite_strategy="always" if fresh else "only-missing",
+            encode_kwargs={"batch_size": _DATALOADER_BATCH},
+            prediction_folder=predictions,
+            show_progress_bar=False,
+            timer=timer,
+        )
+        if outcome.exceptions:  # a private data set that was not found
+            raise RuntimeError(outcome.exceptions[0].exception)
+        if predictions:
+            try:
+                keep_items(folder, task, predictions, fresh=fresh)
+            except (KeyError, TypeError, ValueError, OSError) as error:  # the score stands without an interval
+                items_file(folder, task.metadata.name).unlink(missing_ok=True)
+                logger.warning("%s: no items were kept: %s: %s", task.metadata.name, type(error).__name__, error)
     return outcome.task_results[0]
 
 
@@ -256,5 +293,9 @@ def _logged_tasks(file: Path) -> set[str]:
 
 def _append(file: Path, entry: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+    with file.open("a+b") as lines:
+        if lines.seek(0, os.SEEK_END):
+            lines.seek(-1, os.SEEK_END)
+            line = line if lines.read(1) == b"\n" else b"\n" + line  # half a line, of a run that was killed
+        lines.write(line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ class PairChange:
 
     Attributes:
         change: the other model's rank error less the first's, so that a gain is positive.
+        model_cosine, other_cosine: or another similarity, where the score is of that.
         model_error, other_error: as `rank_errors` has them; above 0 the pair is ranked too high.
     """
 
@@ -59,11 +60,25 @@ class QueryChange:
 
 
 @dataclass(frozen=True)
+class TextChange:
+    """A text that one model's classifiers label right more often than the other's: shares of them, in 0..1."""
+
+    change: float
+    text: str
+    label: str
+    model_score: float
+    other_score: float
+
+
+Change = PairChange | QueryChange | TextChange
+
+
+@dataclass(frozen=True)
 class Changes:
     """The largest gains and the largest losses of the first model, largest first; fewer where fewer changed."""
 
-    gains: Sequence[PairChange | QueryChange]
-    losses: Sequence[PairChange | QueryChange]
+    gains: Sequence[Change]
+    losses: Sequence[Change]
 
     def to_dict(self) -> dict[str, Any]:
         """As written to `compare.json`, texts whole."""
@@ -86,26 +101,31 @@ def changes(task: EvalTask, result: Result, other: Result, *, most: int = 5) -> 
         metric = MAIN_METRICS[task.type]
         difference = result.values[metric] - other.values[metric]
 
-    def describe(i: int) -> PairChange | QueryChange:
-        if not isinstance(task, PairTask):
-            return _query_change(task, i, float(difference[i]), result, other)
-        first, second = task.pairs[i]
-        ours, theirs = (float(one.values["cosine"][i]) for one in (result, other))
-        return PairChange(
-            float(difference[i]),
-            (first.full, second.full),
-            float(task.scores[i]),
-            ours,
-            theirs,
-            float(errors[0][i]),
-            float(errors[1][i]),
-        )
+    def describe(i: int) -> Change:
+        if isinstance(task, PairTask):
+            first, second = task.pairs[i]
+            cosines = result.values["cosine"], other.values["cosine"]
+            return pair_change(i, (first.full, second.full), task.scores, cosines)
+        return _query_change(task, i, float(difference[i]), result, other)
 
+    return largest(difference, describe, most)
+
+
+def largest(difference: np.ndarray, describe: Callable[[int], Change], most: int) -> Changes:
+    """The items (n,) with the largest differences on both sides; equal ones keep the order of the data."""
     order = np.argsort(-difference, kind="stable")
-    gains = [describe(i) for i in order[:most] if difference[i] > 0]
-    # Sorted anew, so that equal changes keep the order of the data on both sides.
-    losses = [describe(i) for i in np.argsort(difference, kind="stable")[:most] if difference[i] < 0]
+    gains = [describe(int(i)) for i in order[:most] if difference[i] > 0]
+    losses = [describe(int(i)) for i in np.argsort(difference, kind="stable")[:most] if difference[i] < 0]
     return Changes(gains, losses)
+
+
+def pair_change(
+    i: int, texts: tuple[str, str], gold: np.ndarray, similarities: tuple[np.ndarray, np.ndarray]
+) -> PairChange:
+    """What changed for pair `i`, of the gold scores (n,) and both models' similarities (n,) of all pairs."""
+    ours, theirs = (float(rank_errors(one, gold)[i]) for one in similarities)
+    first, second = (float(one[i]) for one in similarities)
+    return PairChange(abs(theirs) - abs(ours), texts, float(gold[i]), first, second, ours, theirs)
 
 
 def rank_errors(cosines: np.ndarray, scores: np.ndarray) -> np.ndarray:

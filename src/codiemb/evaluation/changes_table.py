@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.padding import Padding
 from rich.text import Text
 
-from codiemb.evaluation.changes import Changes, PairChange, QueryChange, RelevantDocument
+from codiemb.evaluation.changes import Change, Changes, PairChange, RelevantDocument, TextChange
 
 _DOCUMENTS = 3  # relevant documents of a query
 
@@ -24,7 +24,7 @@ def changes_report(changes: Mapping[str, Changes], names: tuple[str, str]) -> Gr
     return Group(*parts)
 
 
-def _lines(item: PairChange | QueryChange, style: str) -> Text:
+def _lines(item: Change, style: str) -> Text:
     text = Text(f"{100 * item.change:+.1f}  ", style=style)
     if isinstance(item, PairChange):
         text.append(
@@ -33,7 +33,10 @@ def _lines(item: PairChange | QueryChange, style: str) -> Text:
             style="default",
         )
         return _with(text, *(_line(side) for side in item.texts))
-    text.append(f"{100 * item.other_score:.1f} → {100 * item.model_score:.1f}  query {item.id}", style="default")
+    scores = f"{100 * item.other_score:.1f} → {100 * item.model_score:.1f}"
+    if isinstance(item, TextChange):
+        return _with(text.append(f"{scores}  label {item.label}", style="default"), _line(item.text))
+    text.append(f"{scores}  query {item.id}", style="default")
     shown = [_line(item.query), *map(_document, item.relevant[:_DOCUMENTS])]
     if (left := len(item.relevant) - _DOCUMENTS) > 0:
         shown.append(Text(f"and {left} more relevant documents", style="dim"))

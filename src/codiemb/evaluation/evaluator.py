@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
@@ -15,7 +14,8 @@ import numpy as np
 import codiemb
 from codiemb.data.documents import DOCUMENT_TEXT
 from codiemb.data.examples import Text
-from codiemb.encoding import EmbeddingPass
+from codiemb.encoding import EmbeddingPass, TokenBatch
+from codiemb.evaluation.items import Items
 from codiemb.evaluation.metrics import RANKING_DEPTH, TIES, Ranking, correlations, rank_documents, ranking_metrics, unit
 from codiemb.evaluation.tasks import EvalTask, EvalType, PairTask, RerankingTask, RetrievalTask
 from codiemb.prompts import InstructionTemplate, PromptedText, Side
@@ -57,6 +57,13 @@ class Result:
     settings: dict[str, Any]
     values: dict[str, np.ndarray] = field(repr=False)
     ranks: Sequence[Mapping[str, int]] = field(default=(), repr=False)
+
+    @property
+    def items(self) -> Items:
+        """What the main score was computed from."""
+        if "cosine" in self.values:
+            return Items("spearman", self.values["cosine"], self.values["score"])
+        return Items("mean", self.values[MAIN_METRICS[self.type]])
 
     def to_dict(self) -> dict[str, Any]:
         """As written to `results.json`."""
@@ -212,7 +219,7 @@ class _Embedder:
         if not np.isfinite(vectors).all():
             bad = list(places)[int(np.argmin(np.isfinite(vectors).all(axis=1)))]
             raise ValueError(
-                f"{name}: the model's embedding of {bad.text[:60]!r} is not finite. Try precision fp32; if it stays, "
+                f"{name}: the model's embedding of {bad.text[:60]!r} is not finite. Try --compute fp32; if it stays, "
                 "the model's weights are broken."
             )
         vectors = unit(vectors)
@@ -220,18 +227,19 @@ class _Embedder:
 
     def _encode(self, texts: Sequence[PromptedText]) -> np.ndarray:
         """Embed in windows, counting tokens and reporting after each."""
-        parts: list[np.ndarray] = [np.zeros((0, self._pass.dimension), dtype=np.float32)]
-        windows = (texts[start : start + _WINDOW] for start in range(0, len(texts), _WINDOW))
         done = 0
-        with closing(self._pass.encode_windows(windows)) as encoded:
-            for vectors, batch in encoded:
-                parts.append(vectors)
-                self._tokens += batch.num_tokens
-                self._truncated += batch.truncated
-                done += len(vectors)
-                if self._on_progress:
-                    self._on_progress(done, len(texts))
-        return np.concatenate(parts)
+
+        def count(batch: TokenBatch) -> None:
+            self._tokens += batch.num_tokens
+            self._truncated += batch.truncated
+
+        def report(embedded: int) -> None:
+            nonlocal done
+            done += embedded
+            if self._on_progress:
+                self._on_progress(done, len(texts))
+
+        return self._pass.encode(texts, window=_WINDOW, on_progress=report, on_tokens=count)
 
     def settings(self) -> dict[str, Any]:
         """How texts were read, and how many."""

@@ -164,7 +164,7 @@ def unit_rows(embeddings: np.ndarray) -> np.ndarray:
     if len(bad):
         raise GeometryError(
             f"{len(bad)} of {len(rows)} embeddings are zero or not finite, the first is row {bad[0]}; a direction is "
-            "not defined for them. Remove empty texts; if there are none, try precision fp32."
+            "not defined for them. Remove empty texts; if there are none, try --compute fp32."
         )
     return np.asarray(rows / norms)
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from mteb.abstasks import (
     AbsTask,
     AbsTaskClassification,
@@ -156,7 +156,8 @@ def _labelled_data(task: LabelledTask) -> tuple[DatasetDict, dict[str, Any]]:
     texts = [text.full for text in task.texts]
     labels = [distinct.index(label) for label in task.labels]
     if task.type == "classification":
-        split = Dataset.from_dict({"text": texts, "label": labels})
+        features = Features(text=Value("string"), label=ClassLabel(names=distinct))
+        split = Dataset.from_dict({"text": texts, "label": labels}, features=features)
         return DatasetDict({SPLIT: split}), {"train_split": SPLIT, "is_cross_validation": True}
     split = Dataset.from_dict({"sentences": texts, "labels": labels})
     options = {"max_fraction_of_documents_to_embed": None, "max_documents_per_cluster": min(len(texts), _CLUSTERED)}

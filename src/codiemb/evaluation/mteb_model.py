@@ -96,7 +96,7 @@ class InstructedEncoder(AbsEncoder):
         )
         if not np.isfinite(vectors).all():
             text = texts[int(np.argmin(np.isfinite(vectors).all(axis=1)))]
-            raise ValueError(f"The embedding of {text[:60]!r} is not finite. Try precision fp32.")
+            raise ValueError(f"The embedding of {text[:60]!r} is not finite. Try --compute fp32.")
         return vectors
 
     def _reporter(self, texts: Sequence[str]) -> Callable[[int], None]:

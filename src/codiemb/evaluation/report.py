@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +13,12 @@ from rich.text import Text
 from codiemb.evaluation.changes import Changes
 from codiemb.evaluation.evaluator import GROUPS, MAIN_METRICS, Result
 from codiemb.evaluation.significance import Differences, Interval, Intervals
+from codiemb.json_files import write_json
 
 _LONG_NAME = 24  # characters
 # The title of each group's table.
 _TITLES = {"ir": "Retrieval", "sts": "Similarity", "reranking": "Reranking"}
+_MEANS = {**{group: f"mean {title.lower()}" for group, title in _TITLES.items()}, "mean": "mean"}
 _METRIC_NAMES = {
     "ndcg_at_10": "nDCG@10",
     "map": "MAP",
@@ -115,25 +114,6 @@ def results_json(results: Sequence[Result], intervals: Intervals | None = None) 
     return entries
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write `content` so that `path` holds the old file or the whole new one at every moment."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(to_json(content))
-        Path(partial).chmod(0o644)  # mkstemp makes it 0600
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
-
-
-def to_json(content: object) -> str:
-    """JSON as all other programs read it: UTF-8, and no NaN."""
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
 def results_table(results: Sequence[Result], title: str, intervals: Intervals | None = None) -> Group:
     """One table for each group of tasks, scores times 100, the main metric first, its confidence interval beside it."""
     tables: list[Table | str | Text] = []
@@ -163,32 +143,36 @@ def results_table(results: Sequence[Result], title: str, intervals: Intervals | 
     return Group(*tables)
 
 
-def comparison_table(comparison: Mapping[str, Any], *, arrows: bool) -> Table:
+def comparison_table(comparison: Mapping[str, Any], *, arrows: bool, means: Mapping[str, str] = _MEANS) -> Table:
     """Main scores of two models side by side, times 100; `arrows` marks better and worse.
 
     Where the comparison has significances: the interval of each difference, its p (a task's corrected for their
     number), and below the table in words which differences are larger than chance.
+
+    Args:
+        means: of the summary, those to show and their labels, the mean of all last.
     """
     names = str(comparison["model"]), str(comparison["other"])
     tasks, summary = comparison["tasks"], comparison["summary"]
-    tested = "significance" in summary["mean"]
-    found = summary["mean"].get("significance")
-    more = (f"difference\n{_interval_heading([found['level']] if found else [])}", "p") if tested else ("difference",)
+    entries = [*tasks, *(summary[name] for name in means if name in summary)]
+    tested = any("significance" in entry for entry in entries)
+    levels = (found["level"] for entry in entries if (found := entry.get("significance")))
+    more = (f"difference\n{_interval_heading(levels)}", "p") if tested else ("difference",)
     table = _table(f"{names[0]} against {names[1]}", "metric", "n", *short_names(names), *more)
     table.columns[1].justify = "left"
     table.columns[5].no_wrap = tested
     for task in tasks:
-        metric = _METRIC_NAMES[task["main_metric"]]
+        metric = _METRIC_NAMES.get(task["main_metric"], task["main_metric"])
         cells = _cells(task["main_score"], arrows)
-        table.add_row(Text(task["task"]), metric, str(task["n"]), *(_with_chance(cells, task) if tested else cells))
+        n = str(task["n"] or "")
+        table.add_row(Text(task["task"]), metric, n, *(_with_chance(cells, task) if tested else cells))
     table.add_section()
-    for group in (*_TITLES, "mean"):
-        if group in summary:
-            label = "mean" if group == "mean" else f"mean {_TITLES[group].lower()}"
-            cells = _cells(summary[group], arrows)
-            table.add_row(label, "", "", *(_with_chance(cells, summary[group]) if tested else cells))
+    for name, label in means.items():
+        if name in summary:
+            cells = _cells(summary[name], arrows)
+            table.add_row(label, "", "", *(_with_chance(cells, summary[name]) if tested else cells))
     if tested:
-        table.caption, table.caption_justify = Text(verdicts(comparison)), "left"
+        table.caption, table.caption_justify = Text(verdicts(comparison, list(means)[-1])), "left"
     return table
 
 
@@ -198,8 +182,8 @@ def short_names(models: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(set(models)) else list(models)
 
 
-def verdicts(comparison: Mapping[str, Any]) -> str:
-    """Which tasks' differences are larger than chance, in words."""
+def verdicts(comparison: Mapping[str, Any], overall: str = "mean") -> str:
+    """Which tasks' differences are larger than chance, in words, and whether that of the mean `overall` is."""
     tested = [task for task in comparison["tasks"] if task["significance"]]
     if not tested:
         return "Too few queries or pairs to tell a difference from chance."
@@ -214,7 +198,7 @@ def verdicts(comparison: Mapping[str, Any]) -> str:
     words = f"Larger than chance (p < {alpha:.2g}{corrected}): {'; '.join(parts) or 'none'}."
     if within := by_verdict.get("within chance"):
         words += f" Within chance: {', '.join(within)}."
-    mean = comparison["summary"]["mean"]["significance"]
+    mean = comparison["summary"].get(overall, {}).get("significance")
     return words + (f" The mean: {mean['verdict']}." if mean and len(tested) > 1 else "")
 
 
