@@ -92,6 +92,23 @@ def test_what_is_not_trained_is_no_layer(make_recipe):
     assert NETWORK not in diagnosis.layers
 
 
+def test_frozen_layers_and_adapters_leave_what_is_trained(make_recipe):
+    top = measure(make_recipe(frozen_layers=1), batches=2)
+    assert top.layers == ("encoder.layer.1",)
+    pytest.importorskip("peft")
+    adapted = measure(make_recipe(adapter={"rank": 2}), batches=2)
+    assert [layer.removeprefix("base_model.model.") for layer in adapted.layers] == [
+        "encoder.layer.0",
+        "encoder.layer.1",
+    ]
+    assert adapted.parameters[0] < top.parameters[0] / 4
+
+
+def test_the_objective_on_parts_is_the_one_that_is_measured(make_recipe):
+    whole, nested = (measure(make_recipe(matryoshka=part), batches=2) for part in (None, {"dims": [8]}))
+    assert (nested.losses > whole.losses).all()
+
+
 def test_files_are_gone_and_a_full_disk_is_an_error(make_recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()

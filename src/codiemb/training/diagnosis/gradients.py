@@ -24,9 +24,10 @@ from transformers import TrainingArguments, set_seed
 
 from codiemb.encoding import EmbeddingPass
 from codiemb.fusion.deltas import layer_depth, layer_of
-from codiemb.tasks import TASKS, TaskOptions
+from codiemb.tasks import TASKS, Objective, TaskOptions
 from codiemb.training import run as training
 from codiemb.training.diagnosis.batches import By, Drawn, draw, mix
+from codiemb.training.nested import on_parts, width_weights
 from codiemb.training.recipe import Recipe
 from codiemb.training.token_rows import install
 from codiemb.training.trainer import TrainingRows
@@ -85,16 +86,22 @@ def measure(
     set_seed(recipe.seed)  # for weights that a model lacks
     model, template = training.load_model(recipe, arguments.device)
     embedding_pass = training.make_pass(recipe, model, options, {table.task_type for table in tables})
+    training.restrict(recipe, embedding_pass)
+    widths = width_weights(recipe.matryoshka, embedding_pass.dimension) if recipe.matryoshka else None
     rows = TrainingRows(tables, training.make_collator(recipe, tables, template, options), sampler)
     drawn = draw(sampler, rows, batches, by)
     if mixed:
         drawn += mix(drawn)
-    _trained_rows(recipe, embedding_pass, drawn)
+    _trained_rows(embedding_pass, drawn)
     layers = trained_layers(embedding_pass)
     losses = np.zeros(len(drawn))
     with _Gradients(layers, len(drawn)) as gradients:
         for number, one in enumerate(drawn):
-            losses[number] = _backward(embedding_pass, one, options[one.options_of], recipe.seed + number)
+            objective = TASKS[one.options_of].objective  # type: ignore[index]
+            if widths:
+                objective = on_parts(objective, widths)
+            torch.manual_seed(recipe.seed + number)  # dropout's
+            losses[number] = _backward(embedding_pass, one, options[one.options_of], objective)
             gradients.store(number)
             if on_progress:
                 on_progress(number + 1, len(drawn))
@@ -136,13 +143,11 @@ def trained_layers(embedding_pass: EmbeddingPass) -> dict[str, list[nn.Parameter
     return {name: layers[name] for name in sorted(layers, key=lambda name: (name != TOKEN_TABLE, layer_depth(name)))}
 
 
-def _trained_rows(recipe: Recipe, embedding_pass: EmbeddingPass, drawn: Sequence[Drawn]) -> None:
+def _trained_rows(embedding_pass: EmbeddingPass, drawn: Sequence[Drawn]) -> None:
     """Leave the rows of the token table that the batches read, so that its gradient is not as large as the table."""
     network = embedding_pass.transformer.model
     table = network.get_input_embeddings()
-    if recipe.token_embeddings == "frozen":
-        table.requires_grad_(False)
-    elif type(table) is nn.Embedding:
+    if type(table) is nn.Embedding and table.weight.requires_grad:
         tokenizer = embedding_pass.tokenizer
         used = {*tokenizer.all_special_ids, tokenizer.pad_token_id or 0}
         for one in drawn:
@@ -151,17 +156,16 @@ def _trained_rows(recipe: Recipe, embedding_pass: EmbeddingPass, drawn: Sequence
         install(network, used)
 
 
-def _backward(embedding_pass: EmbeddingPass, one: Drawn, options: TaskOptions, seed: int) -> float:
+def _backward(
+    embedding_pass: EmbeddingPass, one: Drawn, options: TaskOptions, objective: Callable[..., Objective]
+) -> float:
     """Leave the gradient of one batch's objective in the parameters, and return the loss."""
-    device = embedding_pass.model.device
     embedding_pass.train()
     embedding_pass.zero_grad(set_to_none=True)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)  # dropout's
-        batch = one.batch.to(device)
-        embeddings = embedding_pass(embedding_pass.tokenize(batch.texts))
-        loss = TASKS[one.options_of].objective(embeddings, batch, options, gather=False).total  # type: ignore[index]
-        loss.backward()  # type: ignore[no-untyped-call]
+    batch = one.batch.to(embedding_pass.model.device)
+    embeddings = embedding_pass(embedding_pass.tokenize(batch.texts))
+    loss = objective(embeddings, batch, options, gather=False).total
+    loss.backward()  # type: ignore[no-untyped-call]
     value = float(loss.detach())
     if not math.isfinite(value):
         raise ValueError(
