@@ -72,7 +72,14 @@ def test_contrastive_tasks_are_info_nce(task):
 
 
 @pytest.mark.parametrize(
-    "change", [{"temperature": 0.2}, {"false_negative_margin": -0.5}, {"in_batch": False}, {"negatives": 0}]
+    "change",
+    [
+        {"temperature": 0.2},
+        {"false_negative_margin": -0.5},
+        {"in_batch": False},
+        {"negatives": 0},
+        {"query_negatives": True},
+    ],
 )
 def test_every_contrastive_option_has_an_effect(change):
     base = {"temperature": 0.1, "positives": 2, "negatives": 3, "false_negative_margin": None}

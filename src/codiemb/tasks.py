@@ -11,7 +11,16 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, NamedTuple
 
 import torch
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 from torch import Tensor
 
 from codiemb import losses
@@ -50,6 +59,15 @@ class ContrastiveOptions(TaskOptions):
         0.1, description="mask a negative whose cosine exceeds the positive's by more than this; null: never"
     )
     in_batch: bool = Field(True, description="the other rows' candidates are negatives too")
+    query_negatives: bool = Field(
+        False, description="the other rows' queries are negatives too, against texts that only resemble a query"
+    )
+
+    @model_validator(mode="after")
+    def _of_the_batch(self) -> ContrastiveOptions:
+        if self.query_negatives and not self.in_batch:
+            raise ValueError("query_negatives needs in_batch, which is false; set one of them otherwise")
+        return self
 
     @property
     def candidates(self) -> CandidateCount:
@@ -123,6 +141,7 @@ def contrastive(embeddings: Embeddings, batch: TaskBatch, options: Any, *, gathe
         known_positive_ids=batch.known_positives,
         false_negative_margin=options.false_negative_margin,
         in_batch=options.in_batch,
+        query_negatives=options.query_negatives,
         gather=gather,
     )
     return Objective(loss, {"info_nce": loss.detach()})

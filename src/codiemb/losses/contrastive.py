@@ -29,6 +29,7 @@ def info_nce(
     known_positive_ids: Tensor | None = None,
     false_negative_margin: float | None = None,
     in_batch: bool = True,
+    query_negatives: bool = False,
     gather: bool = False,
 ) -> Tensor:
     """InfoNCE with several positives and hard negatives (CoDiEmb, arXiv:2508.11442; CPC, arXiv:1807.03748).
@@ -59,15 +60,21 @@ def info_nce(
             sampled.
         false_negative_margin: in cosine units; None: no candidate is too close.
         in_batch: False takes a query's negatives from its own hard negatives only.
+        query_negatives: the other queries are candidates too, each where its positive is one and its own text is
+            none of the query's positives (GTE, arXiv:2308.03281, has more such terms). A model then learns to rank a
+            document above a text that resembles the query. Needs `in_batch`.
         gather: score this rank's queries against the candidates of all ranks. The mean of the ranks' losses,
             and its gradient, are then those of one process on the union of the batches. Needs equal shapes.
 
     Returns: scalar in nats, at least float32.
 
     Raises:
-        ValueError: if shapes do not fit (with `gather`, across ranks) or the temperature is not above 0.
+        ValueError: if shapes do not fit (with `gather`, across ranks), the temperature is not above 0, or
+            `query_negatives` is asked for without `in_batch`.
     """
     check_temperature(temperature)
+    if query_negatives and not in_batch:
+        raise ValueError("query_negatives=True with in_batch=False: other queries are of the batch. Drop one of them.")
     own = _texts("positive", query, positives, positive_mask, positive_ids)
     hard = _texts("negative", query, negatives, negative_mask, negative_ids)
     text_ids = torch.full_like(own.ids[:, 0], UNKNOWN) if query_ids is None else query_ids
@@ -84,9 +91,10 @@ def info_nce(
     if in_batch:
         first = own.valid.int().argmax(1)  # of equal maxima, argmax returns the first
         in_batch_positive = _Texts(*(part[row, first, None] for part in own))
-        candidates = _Texts(
-            *(from_all_ranks(torch.cat(parts, 1)) for parts in zip(in_batch_positive, hard, strict=True))
-        )
+        slots = [in_batch_positive, hard]
+        if query_negatives:
+            slots.append(_Texts(query[:, None], torch.ones_like(row, dtype=torch.bool)[:, None], text_ids[:, None]))
+        candidates = _Texts(*(from_all_ranks(torch.cat(parts, 1)) for parts in zip(*slots, strict=True)))
     own_row = row + (distributed.rank() * len(query) if gather else 0)
     all_rows = torch.arange(len(all_text_ids), device=query.device)
 
@@ -105,6 +113,9 @@ def info_nce(
             left_out, candidate_ids = ~hard.valid[rows], hard.ids[rows]
         for ids in own_ids[rows].unbind(1):  # one at a time, to need memory for (rows, candidates) only
             left_out |= _equal(candidate_ids, ids[:, None])
+        if query_negatives:
+            by_slot = left_out.view(len(cosine), *candidates.ids.shape)
+            by_slot[:, :, -1] |= by_slot[:, :, 0]
 
         nothing = torch.finfo(cosine.dtype).min
         logits = (cosine / temperature).masked_fill(left_out, nothing)
