@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, NamedTuple, get_args
 
 from pydantic import BaseModel, Field, ValidationError, create_model
@@ -23,11 +24,13 @@ class Answered(NamedTuple):
     detail: str = ""
 
 
+@cache
 def tasks_answer(count: int) -> type[BaseModel]:
     """`{"tasks": ["..."]}`."""
     return _listed("tasks", str, count)
 
 
+@cache
 def queries_answer(count: int, positives: int, hard_negatives: int) -> type[BaseModel]:
     """`{"queries": [{"query": "...", "positives": [...], "hard_negatives": [...]}]}`, the lists if asked for."""
     fields: dict[str, Any] = {"query": (str, ...)}
@@ -37,11 +40,13 @@ def queries_answer(count: int, positives: int, hard_negatives: int) -> type[Base
     return _listed("queries", create_model("Query", **fields), count)
 
 
+@cache
 def pairs_answer(count: int) -> type[BaseModel]:
     """`{"pairs": [{"sentence": "...", "score": 3}]}`."""
     return _listed("pairs", create_model("Pair", sentence=(str, ...), score=(float, ...)), count)
 
 
+@cache
 def paraphrases_answer(count: int) -> type[BaseModel]:
     """`{"paraphrases": ["..."]}`."""
     return _listed("paraphrases", str, count)

@@ -96,7 +96,8 @@ class Journal:
                 break
             try:
                 row = orjson.loads(line)
-                self._answers[row.pop("key")] = Completion(**row)
+                key = row.pop("key")
+                self._answers[key] = Completion(**row)
             except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
                 raise JournalError(
                     f"{self.path}:{number}: not a line of a journal ({error!r}). Remove this line to ask again for "
