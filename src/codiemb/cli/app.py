@@ -57,6 +57,7 @@ def main() -> None:
 
 def _register() -> None:
     from codiemb.cli.compare import compare_command
+    from codiemb.cli.curate import curate_command
     from codiemb.cli.data import data_app
     from codiemb.cli.data_cleaning import CLEANING_COMMANDS
     from codiemb.cli.demo import demo_command
@@ -84,6 +85,7 @@ def _register() -> None:
         "mine": mine_command,
         "geometry": geometry_command,
         "fuse": fuse_command,
+        "curate": curate_command,
     }
     for name, command in commands.items():
         app.command(name)(command)

@@ -230,7 +230,7 @@ def decontaminate_command(
         ),
     ] = Drop.row,
     near: Annotated[bool, typer.Option("--near/--no-near", help="Whether texts that are nearly equal match.")] = True,
-    jaccard: Annotated[float, typer.Option(help="Similarity from which texts are near; above 1: never.")] = 0.6,
+    jaccard: Annotated[float, typer.Option(help="Similarity from which texts are near; above 1: never.")] = 0.5,
     containment: Annotated[
         float, typer.Option(help="Part of an evaluation text that is in a longer text; above 1: never.")
     ] = 0.8,

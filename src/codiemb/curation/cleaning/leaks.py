@@ -55,14 +55,14 @@ class NearOptions:
 
     Attributes:
         jaccard: from this similarity on; above 1 turns near matches off. Texts in which one character in ten differs
-            have 0.6 to 0.8: each difference changes all shingles around it.
+            have 0.5 to 0.8: each difference changes all shingles around it.
         containment: from this part of the evaluation text's shingles on, within a text of any length.
         least_shingles: evaluation texts with fewer match by equality only: of a text of four characters, three are
             found in any number of others.
         least_contained: evaluation texts with fewer are not looked for within longer texts.
     """
 
-    jaccard: float = 0.6
+    jaccard: float = 0.5
     containment: float = 0.8
     least_shingles: int = 6
     least_contained: int = 20

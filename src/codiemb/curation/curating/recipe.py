@@ -1,0 +1,177 @@
+"""What a curation is told: sources, steps, and what its data card says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from typing_extensions import Self
+
+from codiemb.curation.cleaning.decontaminating import Drop
+from codiemb.curation.cleaning.deduplicating import Keep, Match, On
+from codiemb.curation.cleaning.filtering import FilterRules, Script
+from codiemb.curation.cleaning.leaks import NearOptions
+from codiemb.curation.cleaning.splitting import By
+from codiemb.curation.mining import MiningOptions
+from codiemb.curation.synthesis import SynthesisRecipe
+from codiemb.training.sections import Section, parse_section
+
+StepKind = Literal["synthesize", "filter", "dedupe", "mine", "decontaminate", "split"]
+STEP_KINDS: tuple[StepKind, ...] = get_args(StepKind)
+
+
+class Source(Section):
+    """Labelled rows to begin with, and where they come from."""
+
+    path: Path = Field(description="a file of the unified format, or a directory of them")
+    license: str | None = None
+    url: str | None = None
+    note: str | None = None
+
+
+class FilterStep(Section):
+    """Rules as in `codiemb data filter`; null turns one off."""
+
+    query_length: tuple[int, int] | None = (2, 512)
+    document_length: tuple[int, int] | None = (2, 20_000)
+    scripts: list[Script] | None = None
+    script_share: float = 0.5
+    max_repetition: float | None = 0.6
+    max_punctuation: float | None = 0.5
+    max_digits: float | None = 0.8
+    broken: bool = True
+    copies: bool = True
+    scores: tuple[float, float] | None = None
+
+    def rules(self) -> FilterRules:
+        """As the filter takes them."""
+        content = dict(self)
+        return FilterRules(**content | {"scripts": tuple(self.scripts) if self.scripts else None})
+
+    @model_validator(mode="after")
+    def _valid(self) -> Self:
+        self.rules()
+        return self
+
+
+class DedupeStep(Section):
+    """As in `codiemb data dedupe`."""
+
+    on: On = "pair"
+    match: Match = "near"
+    keep: Keep = "first"
+    threshold: float = Field(0.8, gt=0, lt=1)
+    simplify: bool = False
+
+
+class MineStep(Section):
+    """As in `codiemb mine`."""
+
+    model: str = "bundled"
+    corpus: list[Path] = Field(default_factory=list, description="documents; empty: the rows' own texts")
+    text_field: str = "text"
+    miners: list[Literal["dense", "bm25"]] = Field(["dense"], min_length=1)
+    instruction: str = ""
+    words: Literal["characters", "jieba"] = "characters"
+    max_length: PositiveInt | None = None
+    options: MiningOptions = MiningOptions()
+
+
+class DecontaminateStep(Section):
+    """As in `codiemb data decontaminate`."""
+
+    against: list[str] = Field(min_length=1, description="tasks or benchmarks of mteb, files or folders")
+    dataset_root: Path | None = None
+    side: Literal["both", "query", "document"] = "both"
+    drop: Drop = "row"
+    near: bool = True
+    jaccard: float = Field(0.5, gt=0)
+    containment: float = Field(0.8, gt=0)
+    simplify: bool = True
+
+    def near_options(self) -> NearOptions | None:
+        """As the finder takes them."""
+        return NearOptions(self.jaccard, self.containment) if self.near else None
+
+
+class SplitStep(Section):
+    """As in `codiemb data split`."""
+
+    sizes: dict[str, float | Literal["rest"]] = Field(min_length=2, description="a share, a number of rows, or rest")
+    by: By = "text"
+    group_field: str = "group"
+    simplify: bool = False
+
+
+class Step(Section):
+    """One step: a single key, which names it, with its options."""
+
+    synthesize: dict[str, Any] | None = None
+    filter: FilterStep | None = None
+    dedupe: DedupeStep | None = None
+    mine: MineStep | None = None
+    decontaminate: DecontaminateStep | None = None
+    split: SplitStep | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, value: Any) -> Any:
+        if isinstance(value, str):  # `- filter`: all of its defaults
+            return {value: {}}
+        return {key: {} if one is None else one for key, one in value.items()} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        given = sorted(self.model_fields_set)
+        if len(given) != 1:
+            raise ValueError(f"got {', '.join(given) or 'no step'}; expected one step, such as `- filter: {{}}`")
+        if self.synthesize is not None:
+            self.synthesis(Path("output"))
+        return self
+
+    @property
+    def kind(self) -> StepKind:
+        """Which step it is."""
+        return next(kind for kind in STEP_KINDS if kind in self.model_fields_set)
+
+    def synthesis(self, output: Path) -> SynthesisRecipe:
+        """The recipe of a synthesis into `output`."""
+        return parse_section(SynthesisRecipe, {**(self.synthesize or {}), "output": output}, "synthesize")
+
+    def options(self) -> dict[str, Any]:
+        """Everything that the step is told, for JSON."""
+        if self.synthesize is not None:
+            return self.synthesis(Path("output")).model_dump(mode="json", exclude={"output"})
+        content: dict[str, Any] = getattr(self, self.kind).model_dump(mode="json")
+        return content
+
+
+class Card(Section):
+    """What the data card says that the data cannot."""
+
+    title: str | None = None
+    description: str | None = None
+    license: str | None = Field(None, description="an identifier of the hub: apache-2.0, cc-by-4.0, other, ...")
+    languages: list[str] = Field(default_factory=list, description="zh, en, ...")
+
+
+class CurationRecipe(Section):
+    """Everything that a curation depends on."""
+
+    output: Path = Field(description="directory of the data set; what its steps left lies in OUTPUT.steps")
+    sources: list[Source] = Field(default_factory=list, description="labelled rows; none where a step writes them")
+    steps: list[Step] = Field(min_length=1)
+    format: Literal["parquet", "jsonl"] = Field("parquet", description="jsonl keeps the rows' notes")
+    on_error: Literal["raise", "skip"] = Field("raise", description="skip: bad rows of sources are left out")
+    card: Card = Card()
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        kinds = [step.kind for step in self.steps]
+        if "split" in kinds[:-1]:
+            raise ValueError("steps: split has to be the last one")
+        if not self.sources and kinds[0] != "synthesize":
+            raise ValueError("sources: none, and the first step is not synthesize; expected rows to begin with")
+        return self
