@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 
 from codiemb import evaluation
 from codiemb.data.collator import TaskBatch
-from codiemb.encoding import EmbeddingPass, Embeddings, TokenBatch
+from codiemb.encoding import EmbeddingPass, Embeddings
 from codiemb.losses import matryoshka
 from codiemb.prompts import InstructionTemplate, PromptedText
 from codiemb.tasks import Objective
@@ -77,17 +77,14 @@ class _EmbeddedOnce:
 
     def __init__(self, original: EmbeddingPass) -> None:
         self._original = original
-        self._windows: list[tuple[np.ndarray, TokenBatch]] | None = None
+        self._vectors: np.ndarray | None = None
         self.dimension = original.dimension
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._original, name)
 
-    def encode_windows(
-        self, windows: Iterable[Sequence[PromptedText]]
-    ) -> Generator[tuple[np.ndarray, TokenBatch], None, None]:
-        """As `EmbeddingPass.encode_windows`."""
-        if self._windows is None:
-            self._windows = list(self._original.encode_windows(windows))
-        for vectors, batch in self._windows:
-            yield vectors[:, : self.dimension], batch
+    def encode(self, texts: Iterable[PromptedText], **options: Any) -> np.ndarray:
+        """As `EmbeddingPass.encode`."""
+        if self._vectors is None:
+            self._vectors = self._original.encode(texts, **options)
+        return self._vectors[:, : self.dimension]
