@@ -1,11 +1,12 @@
 """Hard negatives of `codiemb mine` against those of sentence-transformers' `mine_hard_negatives`, and random ones.
 
-    python benchmarks/mine.py DATA OUTPUT [--paragraphs 600] [--steps 60] [--seeds 2] [--arms random codiemb ...]
+    python benchmarks/mine.py DATA OUTPUT [--paragraphs 1256] [--steps 80] [--seeds 3] [--arms random codiemb ...]
 
 DATA holds the BEIR folders ir/drcd_dev and ir/cmrc_trial. Their paragraphs are cut into chunks of about 100 characters;
 a quarter of the paragraphs is held out with its questions. All arms mine the same training chunks for the same
 questions with the bundled model, train it on the same rows with the same steps and seeds, and are scored on the
-held-out questions against the chunks of all paragraphs; a paragraph ranks where its best chunk does.
+held-out questions, each in traditional and in simplified script, against the chunks of all paragraphs; a paragraph
+ranks where its best chunk does.
 
 Arms: `random` draws negatives from the chunks; `codiemb` has the defaults of `codiemb mine`; `st-0.05` is
 sentence-transformers with the setting its documentation recommends (relative_margin 0.05, NV-Retriever's), `st-0.02`
@@ -33,6 +34,7 @@ from codiemb.curation.mining import MiningOptions, mine
 from codiemb.encoding import EmbeddingPass
 from codiemb.evaluation.evaluator import Result
 from codiemb.evaluation.significance import differences
+from codiemb.extras import require
 from codiemb.prompts import PromptedText
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
@@ -80,11 +82,15 @@ def prepare(data: Path, output: Path, count: int) -> None:
     mined = [{"text": text} for text, p in zip(chunks, owners, strict=True) if p not in held_out]
     joint_zh._write_jsonl(output / "rows.jsonl", rows)
     joint_zh._write_jsonl(output / "chunks.jsonl", mined)
+    asked_later = [question for question in known if question.paragraph in held_out]
+    convert = {name: require("opencc", "curation").OpenCC(name).convert for name in ("t2s", "s2t")}
     scored = {
         "chunks": chunks,
         "owners": owners,
-        "queries": [question.text for question in known if question.paragraph in held_out],
-        "relevant": [question.paragraph for question in known if question.paragraph in held_out],
+        # In their own script, then in the other one: DRCD is traditional, CMRC simplified.
+        "queries": [question.text for question in asked_later]
+        + [convert["t2s" if q.id.startswith("drcd") else "s2t"](q.text) for q in asked_later],
+        "relevant": 2 * [question.paragraph for question in asked_later],
     }
     (output / "scored.json").write_text(json.dumps(scored, ensure_ascii=False), encoding="utf-8")
 
@@ -203,7 +209,7 @@ def train(output: Path, arm: str, seed: int, steps: int, batch: int) -> Path:
 
 
 def score(output: Path, model: str | Path) -> np.ndarray:
-    """nDCG@10 of each held-out question, which has one relevant paragraph."""
+    """nDCG@10 of each held-out question in each script; it has one relevant paragraph."""
     scored = json.loads((output / "scored.json").read_text(encoding="utf-8"))
     encoder = LLMEmbeddingModel(model, device="cpu")
     embed = EmbeddingPass(encoder, max_length=128)
