@@ -94,7 +94,7 @@ def fuse_command(
                 granularity=granularity,
                 weights=given,
                 scale=1.0 if scale is None else scale,
-                search=found and found.to_dict(),
+                search=None if found is None else found.to_dict(),
                 on_progress=on_progress,
             ).layers
     if found:

@@ -26,7 +26,7 @@ import codiemb
 from codiemb.bundled import cache_root
 from codiemb.embedder import LLMEmbeddingModel
 from codiemb.evaluation import EvalTask, Result, discover, evaluate, summarise
-from codiemb.evaluation.significance import differences, intervals
+from codiemb.evaluation.significance import Interval, differences, intervals
 from codiemb.fusion.candidates import Candidate, pattern_search
 from codiemb.fusion.fusing import averaged_tensors, open_models, write_candidate
 from codiemb.fusion.models import ModelDirectory
@@ -172,16 +172,18 @@ def _try(
     results, known = found[candidate]
     scores = summarise(results)
     ranges = intervals(results, seed=seed, level=_ONE_ERROR)
-    score_range = {**ranges.tasks, **ranges.means}[metric]
+    error = _half({**ranges.tasks, **ranges.means}[metric])
+    if candidate == best:
+        return Try(candidate, scores, scores[metric], error, 0.0, 0.0, known)
     of_best = found[best][0]
-    behind = 0.0 if candidate == best else summarise(of_best)[metric] - scores[metric]
-    behind_error: float | None = 0.0
-    if candidate != best:
-        compared = differences(of_best, results, seed=seed, level=_ONE_ERROR)
-        behind_range = {**compared.tasks, **compared.means}[metric]
-        behind_error = behind_range and (behind_range.high - behind_range.low) / 2
-    error = score_range and (score_range.high - score_range.low) / 2
+    compared = differences(of_best, results, seed=seed, level=_ONE_ERROR)
+    behind_error = _half({**compared.tasks, **compared.means}[metric])
+    behind = summarise(of_best)[metric] - scores[metric]
     return Try(candidate, scores, scores[metric], error, behind, behind_error, known)
+
+
+def _half(interval: Interval | None) -> float | None:
+    return None if interval is None else (interval.high - interval.low) / 2
 
 
 def _check_metric(metric: str, tasks: Sequence[EvalTask]) -> None:
