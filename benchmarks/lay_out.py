@@ -10,7 +10,8 @@ DATA is the folder of public sets that `make joint-zh` takes, HELD_OUT what its 
   as their label; for classification and clustering,
 - OUTPUT/local/paragraphs: the first 200 held-out questions of DRCD and CMRC, to be answered from 300 held-out
   paragraphs, those with the answers among them; a retrieval task that takes little time,
-- OUTPUT/local/lcqmc-pairs.jsonl: held-out pairs of questions that mean the same or not, for pair classification.
+- OUTPUT/local/lcqmc-pairs.jsonl: held-out pairs of questions that mean the same or not, for pair classification,
+- OUTPUT/short/pairs.tsv: 12,500 pairs of short questions from LCQMC and BQ, to measure how long an evaluation takes.
 """
 
 import csv
@@ -21,6 +22,7 @@ from pathlib import Path
 TOPICS = {"bq": "bank loans", "afqmc": "consumer credit", "lcqmc": "anything"}
 EACH = 300
 QUESTIONS, PARAGRAPHS = 200, 300
+SHORT_PAIRS = 12_500
 
 
 def rows(path: Path) -> list[list[str]]:
@@ -50,6 +52,14 @@ def topics(held_out: Path, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"{path}: {len(lines) - 1} rows")
+
+
+def short_pairs(data: Path, path: Path) -> None:
+    pairs = [row for name in ("lcqmc_dev", "bq_dev") for row in rows(data / "sts_zh" / f"{name}.tsv")][:SHORT_PAIRS]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ["sentence1\tsentence2\tscore", *map("\t".join, pairs)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"{path}: {len(pairs)} rows")
 
 
 def paragraphs(source: Path, folder: Path) -> None:
@@ -84,4 +94,5 @@ if __name__ == "__main__":
     similarity(data, output / "hub")
     topics(held_out, output / "local" / "topics.tsv")
     paragraphs(held_out / "drcd_cmrc", output / "local" / "paragraphs")
+    short_pairs(data, output / "short" / "pairs.tsv")
     classified_pairs(held_out, output / "local" / "lcqmc-pairs.jsonl")

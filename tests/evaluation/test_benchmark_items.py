@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from codiemb.data.examples import Text
 from codiemb.embedder import LLMEmbeddingModel
 from codiemb.evaluation import benchmark, discover, evaluate
 from codiemb.evaluation.benchmark_changes import benchmark_changes
@@ -27,11 +26,10 @@ LABELS = ["kitchen", "travel"]
 
 
 def local():
-    labelled = [(f"{label} {i % 5} {'rain' * (i % 3)}", label) for i, label in enumerate(LABELS * 9)]
-    texts, labels = ([Text("", "", text) for text, _ in labelled], [label for _, label in labelled])
-    own = [LabelledTask(kind, "topics.tsv", texts, labels, kind) for kind in ("classification", "clustering")]
     retrieval, pairs = discover([hub_layout.SAMPLES / "ir", hub_layout.SAMPLES / "sts.tsv"])
     retrieval = retrieval.sampled(12, seed=0)
+    texts = [first for first, _ in pairs.pairs[:18]]  # labels at random: no model gets them all
+    own = [LabelledTask(kind, "topics.tsv", texts, LABELS * 9, kind) for kind in ("classification", "clustering")]
     relevant = {id_ for query in retrieval.queries for id_ in retrieval.qrels[query]}
     kept = dict.fromkeys([*sorted(relevant), *list(retrieval.corpus)[:20]])
     return [replace(retrieval, corpus={id_: retrieval.corpus[id_] for id_ in kept}), pairs.sampled(40, seed=0), *own]
@@ -100,7 +98,9 @@ def test_results_are_what_mteb_writes_without_items(measured, tmp_path):
     for task in mteb_tasks(local()):
         plain = mteb.evaluate(encoder, task, cache=None, co2_tracker=False, show_progress_bar=False).task_results[0]
         written = json.loads((measured.folders[0] / f"{task.metadata.name}.json").read_text())
-        assert written["scores"] == json.loads(plain.model_dump_json())["scores"], task.metadata.name
+        plain.to_disk(tmp_path / "plain.json")
+        expected = json.loads((tmp_path / "plain.json").read_text())["scores"]
+        assert json.dumps(written["scores"], sort_keys=True) == json.dumps(expected, sort_keys=True)  # NaN is NaN
 
 
 def test_a_score_does_not_depend_on_what_was_measured_before(measured, tmp_path):
@@ -125,7 +125,7 @@ def test_intervals_are_of_items_and_none_of_draws_is_in_a_mean(measured):
     mean = score_intervals(without).means["Mean(Task)"]
     assert mean.low < np.mean([score.score for score in without.values()]) < mean.high
     sts = score_intervals({"STSB": scores["STSB"], "AFQMC": scores["AFQMC"]}).means
-    assert sts["STS"] == sts["Mean(Task)"] == found.means["STS"]
+    assert sts["STS"] == sts["Mean(Task)"] != found.means["STS"]
 
 
 def test_items_of_another_result_are_not_believed(measured, tmp_path):
@@ -201,14 +201,14 @@ def test_changes_have_texts(measured):
             assert [one.change for one in ours] == pytest.approx([one.change for one in reference], abs=2e-5)
             texts = "query" if task.name == "ir" else "texts"
             assert [getattr(one, texts) for one in ours] == [getattr(one, texts) for one in reference]
-    kinds = {"Ocnli": PairChange, "Waimai": TextChange, "classification": TextChange, "T2Reranking": QueryChange}
+    kinds = {"Ocnli": PairChange, "classification": TextChange, "T2Reranking": QueryChange}
     for name, kind in kinds.items():
         items = [*found[name].gains, *found[name].losses]
         assert items, name
         assert {type(one) for one in items} == {kind}
         assert all(math.copysign(1, one.change) == (1 if one in found[name].gains else -1) for one in items)
     text = (*found["classification"].gains, *found["classification"].losses)[0]
-    assert text.label in LABELS
-    assert text.text.startswith(text.label)
+    (labelled,) = (task for task in local() if task.name == "classification")
+    assert text.label == dict(zip((one.full for one in labelled.texts), labelled.labels, strict=True))[text.text]
     assert {text.model_score, text.other_score} == {0, 1}
     assert found["clustering"].gains == found["clustering"].losses == []

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
     from mteb.models import ModelMeta
 
-    from codiemb.embedder import LLMEmbeddingModel
     from codiemb.evaluation.benchmark import Outcome
     from codiemb.evaluation.benchmark_items import TaskScore
     from codiemb.evaluation.benchmark_progress import Progress
@@ -158,19 +157,23 @@ def evaluate_tasks(
         compare: another model, scored likewise, or a folder of results: `output`/compare.json, and shown side by side.
         changes: items that gained and lost most to show then.
     """
+    from codiemb.evaluation import benchmark
     from codiemb.evaluation.benchmark_compare import compare_scores, score_intervals
     from codiemb.evaluation.benchmark_items import read_scores
     from codiemb.evaluation.benchmark_report import comparison_report, summary, summary_table
     from codiemb.evaluation.changes_table import changes_report
+    from codiemb.evaluation.mteb_model import InstructedEncoder, read_instructions
     from codiemb.json_files import to_json, write_json
 
     other = Other.of(compare) if compare else None
+    known = benchmark.task_names() | {task.metadata.name for task in tasks}
+    own = read_instructions(instructions, known) if instructions else {}
     output.mkdir(parents=True, exist_ok=True)
     _quiet()
 
     def measure(model: str, name: str) -> _Measured:
         loaded = load_model(model, **load_options)
-        return _measure(loaded, name, tasks, output, instructions=instructions, dataset_root=dataset_root)
+        return _measure(InstructedEncoder(loaded, name, own), tasks, output, dataset_root)
 
     measured = measure(model, _result_name(model, name))
     scores = _scores_of(measured, tasks)
@@ -210,21 +213,11 @@ class _Measured(NamedTuple):
 
 
 def _measure(
-    model: LLMEmbeddingModel,
-    name: str,
-    tasks: Sequence[AbsTask],
-    output: Path,
-    *,
-    instructions: Path | None,
-    dataset_root: Path | None,
+    encoder: InstructedEncoder, tasks: Sequence[AbsTask], output: Path, dataset_root: Path | None
 ) -> _Measured:
     from codiemb.evaluation import benchmark
     from codiemb.evaluation.benchmark_progress import Progress
-    from codiemb.evaluation.mteb_model import InstructedEncoder, read_instructions
 
-    names = benchmark.task_names() | {task.metadata.name for task in tasks}
-    own = read_instructions(instructions, names) if instructions else {}
-    encoder = InstructedEncoder(model, name, own)
     console = Console(stderr=True)
     missing = _missing(tasks, dataset_root)
     if missing:
