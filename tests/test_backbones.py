@@ -12,6 +12,8 @@ import pytest
 import torch
 import transformers
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from tiny_gguf import write_gguf
 from tiny_models import TEXTS, assemble, byte_bpe_tokenizer
 
 from codiemb import LLMEmbeddingModel, backbones
@@ -60,6 +62,7 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 import numpy as np
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 
 model = SentenceTransformer(sys.argv[1], device="cpu")
 instruction = "Instruction: find answers \\nQuery: "
@@ -245,6 +248,43 @@ def test_a_bare_decoder_can_stay_causal(decoder_directory, tmp_path):
     assert change_of_first_state(SentenceTransformer(str(tmp_path), device="cpu")) == 0
 
 
+@pytest.mark.parametrize("pooling", ["mean", "lasttoken"])
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize("name", DECODERS)
+def test_the_side_of_the_padding_does_not_matter(name, bidirectional, pooling, tmp_path):
+    network = save_network(DECODERS[name], tmp_path / "bare")
+    model = backbones.load(network, device="cpu", bidirectional=bidirectional, pooling=pooling)
+    backbones.save(model, tmp_path / "saved", InstructionTemplate())
+    plain = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    assert plain[1].pooling_mode == pooling
+    vectors = {}
+    for side in ("left", "right"):
+        for each in (model, plain):
+            each.tokenizer.padding_side = side
+        vectors[side] = EmbeddingPass(model, precision=torch.float32).encode(PromptedText("", text) for text in TEXTS)
+        np.testing.assert_allclose(plain.encode(TEXTS), vectors[side], atol=2e-6)
+    np.testing.assert_allclose(vectors["left"], vectors["right"], atol=2e-5)
+    alone = np.stack([plain.encode(text) for text in TEXTS])  # without any padding
+    np.testing.assert_allclose(vectors["left"], alone, atol=2e-5)
+
+
+def test_pooling_is_a_choice_for_published_models_too(tiny_model_directory, tmp_path):
+    kept = backbones.load(tiny_model_directory, device="cpu")
+    model = backbones.load(tiny_model_directory, device="cpu", pooling="cls")
+    assert (kept[1].pooling_mode, model[1].pooling_mode) == ("mean", "cls")
+    assert not np.allclose(kept.encode(TEXTS), model.encode(TEXTS), atol=1e-3)
+    backbones.save(model, tmp_path, InstructionTemplate())
+    np.testing.assert_allclose(SentenceTransformer(str(tmp_path), device="cpu").encode(TEXTS), model.encode(TEXTS))
+
+
+def test_a_model_of_several_poolings_keeps_them(encoder_directory, tmp_path):
+    model = assemble(encoder_directory)
+    model[1] = Pooling(32, ("cls", "mean"))
+    model.save_pretrained(str(tmp_path), create_model_card=False)
+    with pytest.raises(backbones.ModelError, match="pooling=mean: the model joins several poolings"):
+        backbones.load(tmp_path, device="cpu", pooling="mean")
+
+
 def test_a_published_causal_model_stays_so_unless_asked(tiny_decoder, tmp_path):
     backbones.save(tiny_decoder, tmp_path, InstructionTemplate())
     kept = backbones.load(tmp_path, device="cpu")
@@ -297,56 +337,6 @@ def test_a_published_model_that_reads_chat_messages_still_does(tmp_path):
 
 
 # -- GGUF --------------------------------------------------------------------------------------------------------------
-
-GGUF_NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-
-
-def write_gguf(directory, path):
-    """The bare Qwen3 and its byte BPE in `directory` as one GGUF file, float32."""
-    gguf = pytest.importorskip("gguf")
-    network = transformers.Qwen3Model.from_pretrained(directory)
-    config, tokenizer = network.config, json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    writer = gguf.GGUFWriter(str(path), "qwen3")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(sorted(tokenizer["vocab"], key=tokenizer["vocab"].get))
-    writer.add_token_merges([" ".join(pair) for pair in tokenizer["merges"]])
-    writer.add_eos_token_id(0)
-    writer.add_bos_token_id(0)
-    for name, tensor in network.state_dict().items():
-        if name.startswith("layers."):
-            _, layer, module = name.removesuffix(".weight").split(".", 2)
-            name = f"blk.{layer}.{GGUF_NAMES[module]}.weight"
-        else:
-            name = {"embed_tokens.weight": "token_embd.weight", "norm.weight": "output_norm.weight"}[name]
-        writer.add_tensor(name, tensor.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def test_a_gguf_file_gives_the_vectors_of_the_network_it_was_made_from(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from sentence_transformers import SentenceTransformer
 
 from codiemb import backbones
 from codiemb.backbones import ModelError
@@ -218,3 +219,14 @@ def test_a_start_that_failed_does_not_bar_the_next(make_recipe):
 
 def test_resume_starts_where_there_is_nothing(make_recipe):
     assert run(make_recipe(max_steps=1), resume=True).steps == 1
+
+
+def test_a_recipe_chooses_pooling_and_direction(make_recipe, decoder_directory):
+    recipe = make_recipe(model=str(decoder_directory), max_steps=1, causal=True, pooling="mean")
+    run(recipe)
+    model = SentenceTransformer(str(recipe.output), device="cpu")
+    assert model[1].pooling_mode == "mean"
+    states = [
+        model[0].model(input_ids=torch.tensor([ids])).last_hidden_state[0, 0] for ids in ([5, 6, 7, 8], [5, 6, 7, 99])
+    ]
+    torch.testing.assert_close(states[0], states[1])
