@@ -7,7 +7,7 @@ import yaml
 
 from codiemb.training.recipe import RecipeError, load_recipe, parse_recipe
 
-OTHER_KINDS = ("curate-", "pretrain-")  # which have tests of their own
+OTHER_KINDS = ("curate-", "pretrain-", "three-stages-")  # which have tests of their own
 RECIPES = [
     path
     for path in sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))

@@ -192,6 +192,13 @@ def test_what_would_stop_a_later_stage_is_found_before_the_first_one_runs(change
     assert not recipe.output.exists()
 
 
+def test_the_shipped_recipe_is_valid_and_survives_being_written_and_read():
+    recipe = load_any_recipe(Path(__file__).parents[2] / "recipes" / "three-stages-zh.yaml")
+    assert [stage.name for stage in recipe.resolved()] == ["1-pretrain", "2-align", "3-finetune"]
+    again = parsed(recipe.model_dump(mode="json"))
+    assert again.resolved() == recipe.resolved()
+
+
 def test_an_override_names_its_stage_by_kind_or_number(staged, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(staged))

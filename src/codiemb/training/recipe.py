@@ -179,7 +179,7 @@ class Recipe(Section):
     """Everything a training run depends on."""
 
     stage: Literal["align", "finetune"] = Field(
-        "finetune", description="align: the defaults of training on weak pairs, see below"
+        "finetune", description="align: other defaults, for training on weak pairs, see below"
     )
     model: str = Field(description="a hub id, a directory, or 'bundled'")
     output: Path = Field(description="directory of the trained model; checkpoints and logs lie in its training/")
@@ -248,7 +248,8 @@ class Recipe(Section):
 
     def inputs(self) -> list[Path]:
         """Files and directories that a run reads."""
-        return [*(source.path for source in self.train), *self.evaluation.data, Path(self.model)]
+        judge = [Path(self.consistency.model)] if self.consistency else []
+        return [*(source.path for source in self.train), *self.evaluation.data, Path(self.model), *judge]
 
     def _contradictions(self) -> Iterator[str]:
         shares = self.sampling.task_shares or {}

@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from codiemb.losses import PRESETS, StsWeights
 from codiemb.training.recipe import ALIGN_DEFAULTS, Recipe
+from codiemb.training.staged_recipe import StagedRecipe
 
 _INTRO = """# Every key of a recipe
 
@@ -45,6 +46,15 @@ Other defaults than above, for training on weak pairs ([stages](three-stages.md)
 |---|---|
 """
 
+_STAGES = """
+## `stages`
+
+A recipe of several stages has these keys ([stages](three-stages.md)). A stage that sets a key itself keeps its own.
+
+| key | values | default | meaning |
+|---|---|---|---|
+"""
+
 
 def recipe_reference() -> str:
     """The page as Markdown."""
@@ -55,8 +65,15 @@ def recipe_reference() -> str:
     ]
     presets = ", ".join(f"`{name}`" for name in PRESETS)
     align = [f"| `{key}` | `{value}` |" for key, value in _flat(ALIGN_DEFAULTS)]
-    sts = _STS.format(presets=presets) + "\n".join(weights) + "\n"
-    return _INTRO + "\n".join(rows) + "\n" + sts + _ALIGN + "\n".join(align) + "\n"
+    shared = {name: _section(info.annotation)[0] for name, info in StagedRecipe.model_fields.items()}
+    staged = [
+        f"| `{name}` | {'mapping or null' if shared[name] else _kind(info.annotation)} | {_default(info)} "
+        f"| {info.description} |"
+        for name, info in StagedRecipe.model_fields.items()
+    ]
+    tables = (rows, weights, align, staged)
+    heads = (_INTRO, _STS.format(presets=presets), _ALIGN, _STAGES)
+    return "".join(head + "\n".join(table) + "\n" for head, table in zip(heads, tables, strict=True))
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -100,6 +117,8 @@ def _kind(annotation: Any) -> str:
         return "mapping"
     if annotation is type(None):
         return "null"
+    if annotation is Any:
+        return "mapping"
     if is_dataclass(annotation):
         return "mapping"
     return {str: "text", Path: "path", int: "whole number", float: "number", bool: "true, false"}.get(
