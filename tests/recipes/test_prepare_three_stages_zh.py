@@ -10,7 +10,7 @@ import pytest
 from codiemb.data.readers import read
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-HELD_OUT = "车票很贵 火车几点 火车时刻表 火车去哪里 去哪里？ 怎么借钱 dev句子 test句子".split()
+HELD_OUT = ["车票很贵", "火车几点", "火车时刻表", "火车去哪里", "去哪里？", "怎么借钱", "dev句子", "test句子"]
 NAMES = ("stsb", "afqmc", "lcqmc", "bq", "pawsx")
 
 
