@@ -24,23 +24,8 @@ YOUTU = {
     "embedding_initializer_range": 0.1,
     "attention_dropout": 0.1,
 }
-WORDS = [
-    "今天",
-    "天气",
-    "很好",
-    "我们",
-    "去",
-    "公园",
-    "散步",
-    "the",
-    "train",
-    "leaves",
-    "at",
-    "nine",
-    "火车",
-    "九点",
-    "开",
-]
+CHINESE = ["今天", "天气", "很好", "我们", "去", "公园", "散步", "火车", "九点", "开"]
+WORDS = [*CHINESE, "the", "train", "leaves", "at", "nine"]
 
 
 def sentences(seed: int, count: int) -> list[str]:

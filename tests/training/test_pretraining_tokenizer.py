@@ -23,7 +23,7 @@ def sayings(count):
 TEXTS = [
     *sayings(200),
     *sentences(0, 200),
-    *["Prices rose 3.5% in 2024, and fell in 2025." for _ in range(20)],
+    *["Prices rose 3.5% in 2024."] * 20,
     "\tcode:\n  x = 1\n",
 ]
 STRANGE = ["龘 🙂 ñandú", "  spaces   kept ", "line\nline\r\n\ttab", "<0x41> is text", "", " ", "１２３", "a" * 300]

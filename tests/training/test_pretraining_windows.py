@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -84,7 +85,7 @@ def test_ranks_read_all_windows_once_in_as_many_steps(windows, world_size):
     assert sorted(read) == list(range(windows))
     # The windows of a step do not depend on how many ranks share it.
     alone = list(WindowSampler(windows, 4 * world_size, seed=3))
-    assert [sorted(sum(step, [])) for step in zip(*batches, strict=True)] == [
+    assert [sorted(chain(*step)) for step in zip(*batches, strict=True)] == [
         sorted([*step, *[NO_WINDOW] * max(0, world_size - len(step))]) for step in alone
     ]
 
@@ -198,7 +199,7 @@ def test_tokens_are_those_of_the_tokenizer_between_begin_and_end(tmp_path):
     end = tokenizer.eos_token_id
     assert framing(tokenizer) == (end, end)  # it has no token for the beginning
     expected = [[end, *tokenizer(text)["input_ids"], end] for text in texts]
-    assert file.tokens.tolist() == sum(expected, [])
+    assert file.tokens.tolist() == list(chain(*expected))
     assert file.tokens.dtype == np.uint16
     assert file.documents["tokens"].tolist() == [len(ids) for ids in expected]
     assert file.documents["characters"].tolist() == [len(text) for text in texts]

@@ -73,7 +73,8 @@ def new_network(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, atte
     """
     kind = values["model_type"]
     own = {key: value for key, value in values.items() if key != "model_type"}
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    # Without a padding id: the token's row is trained as the others, and some networks would zero it on loading.
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
     try:
         config = CONFIG_MAPPING[kind](**{"vocab_size": len(tokenizer), **ids, **own})
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)

@@ -121,6 +121,8 @@ class PretrainRecipe(Section):
             yield from _config_faults(self.config)
         if self.held_out.every and not (self.held_out.data or self.held_out.share):
             yield "held_out.every is set, but neither held_out.data nor held_out.share; set one of them"
+        if self.held_out.data and self.held_out.share:
+            yield "held_out.data and held_out.share: got both, expected one of them at most"
         if self.objective != "mntp" and self.masking != Masking():
             yield f"masking is set, but objective is {self.objective}, which hides nothing; set objective to mntp"
 

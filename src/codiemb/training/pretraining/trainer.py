@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
@@ -216,7 +217,13 @@ class PretrainTrainer(ResumableTrainer):
         saved = AutoModelForCausalLM.from_pretrained(
             resume_from_checkpoint, local_files_only=True, dtype=torch.float32, attn_implementation="eager"
         )
-        self._network.load_state_dict(saved.state_dict())
+        state = saved.state_dict()
+        for file in Path(resume_from_checkpoint).glob("*.safetensors"):
+            # As they were saved: some networks zero the row of the padding token on loading.
+            for name, tensor in load_file(file).items():
+                if name in state:
+                    state[name].copy_(tensor)
+        self._network.load_state_dict(state)
 
     def load_finished(self, checkpoint: Path) -> None:
         """Take over what a training that ended with `checkpoint` left."""
