@@ -3,12 +3,12 @@
     python benchmarks/mine.py DATA OUTPUT [--paragraphs 1256] [--steps 80] [--seeds 3] [--arms random codiemb ...]
 
 DATA holds the BEIR folders ir/drcd_dev and ir/cmrc_trial. Their paragraphs are cut into chunks of about 100 characters;
-a quarter of the paragraphs is held out with its questions. All arms mine the same training chunks for the same
-questions with the bundled model, train it on the same rows with the same steps and seeds, and are scored on the
-held-out questions, each in traditional and in simplified script, against the chunks of all paragraphs; a paragraph
-ranks where its best chunk does.
+a quarter of the paragraphs is held out with its questions. All arms mine the same texts for the same questions with the
+bundled model, train it on the same rows with the same steps and seeds, and are scored on the held-out questions, each
+in traditional and in simplified script. What is mined and searched holds chunks and, as collections of real texts do,
+other people's questions, which resemble a query and answer none; a paragraph ranks where its best chunk does.
 
-Arms: `random` draws negatives from the chunks; `codiemb` has the defaults of `codiemb mine`; `st-0.05` is
+Arms: `random` draws negatives; `codiemb` has the defaults of `codiemb mine`; `st-0.05` is
 sentence-transformers with the setting its documentation recommends (relative_margin 0.05, NV-Retriever's), `st-0.02`
 and `codiemb-0.98` both with a share of 0.98 counted from zero, which suits a model whose cosines lie between 0.7 and 1.
 
@@ -52,7 +52,7 @@ Rows = list[dict[str, Any]]
 
 
 def prepare(data: Path, output: Path, count: int) -> None:
-    """Training rows without negatives, the chunks to mine, and what is scored."""
+    """Training rows without negatives, the texts to mine, and what is scored."""
     joint_zh.CHUNK_CHARACTERS = CHUNK_CHARACTERS
     rng = np.random.default_rng(7)
     paragraphs: dict[str, str] = {}
@@ -79,17 +79,19 @@ def prepare(data: Path, output: Path, count: int) -> None:
         # No answer spans in these files: the base model says which chunk answers, where it is clear.
         if len(ranked) == 1 or best[0] - best[1] >= joint_zh.CHUNK_MARGIN:
             rows.append({"task_type": "ir", "query": question.text, "positives": [chunks[ranked[0]]]})
-    mined = [{"text": text} for text, p in zip(chunks, owners, strict=True) if p not in held_out]
+    corpus = [{"text": text} for text, p in zip(chunks, owners, strict=True) if p not in held_out]
+    corpus += [{"text": question.text} for question in train]
     joint_zh._write_jsonl(output / "rows.jsonl", rows)
-    joint_zh._write_jsonl(output / "chunks.jsonl", mined)
+    joint_zh._write_jsonl(output / "corpus.jsonl", corpus)
     asked_later = [question for question in known if question.paragraph in held_out]
     convert = {name: require("opencc", "curation").OpenCC(name).convert for name in ("t2s", "s2t")}
     scored = {
-        "chunks": chunks,
-        "owners": owners,
+        "documents": [*chunks, *(question.text for question in known)],
+        "owners": [*owners, *(f"question {question.id}" for question in known)],
         # In their own script, then in the other one: DRCD is traditional, CMRC simplified.
         "queries": [question.text for question in asked_later]
         + [convert["t2s" if q.id.startswith("drcd") else "s2t"](q.text) for q in asked_later],
+        "own": 2 * [f"question {question.id}" for question in asked_later],
         "relevant": 2 * [question.paragraph for question in asked_later],
     }
     (output / "scored.json").write_text(json.dumps(scored, ensure_ascii=False), encoding="utf-8")
@@ -104,11 +106,11 @@ def read_lines(path: Path) -> Rows:
 
 def random_negatives(output: Path, folder: Path) -> None:
     rng = np.random.default_rng(0)
-    chunks = [row["text"] for row in read_lines(output / "chunks.jsonl")]
+    texts = [row["text"] for row in read_lines(output / "corpus.jsonl")]
     rows = read_lines(output / "rows.jsonl")
     for row in rows:
-        drawn = [chunks[i] for i in rng.choice(len(chunks), NEGATIVES + 1, replace=False)]
-        row["negatives"] = [text for text in drawn if text not in row["positives"]][:NEGATIVES]
+        drawn = [texts[i] for i in rng.choice(len(texts), NEGATIVES + 2, replace=False)]
+        row["negatives"] = [text for text in drawn if text not in (row["query"], *row["positives"])][:NEGATIVES]
     joint_zh._write_jsonl(folder / "mined.jsonl", rows)
 
 
@@ -119,7 +121,7 @@ def codiemb_negatives(output: Path, folder: Path, **options: Any) -> None:
         output / "rows.jsonl",
         folder / "mined.jsonl",
         model_name="bundled",
-        corpus=[output / "chunks.jsonl"],
+        corpus=[output / "corpus.jsonl"],
         options=MiningOptions(negatives=NEGATIVES, **options),
         cache=folder / "cache",
         overwrite=True,
@@ -138,7 +140,7 @@ def their_negatives(output: Path, folder: Path, relative_margin: float) -> None:
     mined = mine_hard_negatives(
         Dataset.from_dict(pairs),
         SentenceTransformer(str(bundled_model()), device="cpu"),
-        corpus=[row["text"] for row in read_lines(output / "chunks.jsonl")],
+        corpus=[row["text"] for row in read_lines(output / "corpus.jsonl")],
         relative_margin=relative_margin,
         range_max=100,
         num_negatives=NEGATIVES,
@@ -216,12 +218,13 @@ def score(output: Path, model: str | Path) -> np.ndarray:
     query, document = encoder.prompt_for("query", ""), encoder.prompt_for("document", "")
     similarities = (
         embed.encode(PromptedText(query, text) for text in scored["queries"])
-        @ embed.encode(PromptedText(document, text) for text in scored["chunks"]).T
+        @ embed.encode(PromptedText(document, text) for text in scored["documents"]).T
     )
     names = sorted(set(scored["owners"]))
     place = {name: i for i, name in enumerate(names)}
     best = np.full((len(scored["queries"]), len(names)), -np.inf, dtype=np.float32)
     np.maximum.at(best.T, [place[owner] for owner in scored["owners"]], similarities.T)
+    best[np.arange(len(best)), [place[owner] for owner in scored["own"]]] = -np.inf  # the question itself
     relevant = np.array([place[owner] for owner in scored["relevant"]])
     own = np.take_along_axis(best, relevant[:, None], axis=1)
     ranks = (best >= own).sum(axis=1)  # from 1; ties count against the model
