@@ -217,7 +217,7 @@ def check(recipe: Recipe) -> None:
         DataError, RecipeError, ValueError: what cannot be used, and why.
     """
     tables = read_tables(recipe)
-    options = {name: getattr(recipe.tasks, name) for name in TASKS}
+    options: dict[str, TaskOptions] = {name: getattr(recipe.tasks, name) for name in TASKS}
     make_sampler(recipe, tables, options, _training_arguments(recipe, recipe.output))
     _check_metric(recipe, evaluation.discover(recipe.evaluation.data) if recipe.evaluation.data else [])
 
