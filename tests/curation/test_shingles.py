@@ -14,6 +14,7 @@ from codiemb.curation.shingles import containment, jaccard, normalise, shingle_b
         ("Straße ①", "strasse1"),
         ("C++ ~ €5", "c++€5"),
         ("a\u200bb\u00adc", "abc"),  # zero-width space, soft hyphen
+        ("𠀀\U000e0001𠀁😀", "𠀀𠀁😀"),  # a language tag beyond the basic plane
         ("？！ …", "?!..."),
         ("", ""),
     ],

@@ -27,6 +27,7 @@ DENSE_SIZE, SIZE = 2, 4
 
 _DENSE = ((0x3040, 0x30FF), (0x3400, 0x9FFF), (0xAC00, 0xD7AF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
 _IGNORED_CATEGORIES = ("P", "Z", "C", "Sk")  # punctuation, separators, control and format characters, lone accents
+_BASIC_END = 0x10000  # of the characters that Unicode began with
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -44,7 +45,7 @@ def normalise(text: str, *, simplify: bool = False) -> str:
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     text = text.casefold()
-    text = _ignored().sub("", text) or "".join(text.split())
+    text = _without_ignored(text) or "".join(text.split())
     if simplify and not text.isascii():  # last, so that texts that are equal without it are equal with it
         text = _simplifier().convert(text.encode(errors="replace").decode())  # OpenCC reads no lone surrogates
     return text
@@ -109,10 +110,17 @@ def _mixed(values: Hashes) -> Hashes:
     return values ^ (values >> np.uint64(33))
 
 
+def _without_ignored(text: str) -> str:
+    text = _ignored(0, _BASIC_END).sub("", text)
+    # Apart, since one set of both would be searched range by range instead of looked up.
+    return _ignored(_BASIC_END, sys.maxunicode + 1).sub("", text) if max(text, default="") > "\uffff" else text
+
+
 @cache
-def _ignored() -> re.Pattern[str]:
+def _ignored(start: int, end: int) -> re.Pattern[str]:
+    """The characters from `start` to before `end` that `normalise` leaves out."""
     ranges: list[list[int]] = []
-    for code in range(sys.maxunicode + 1):
+    for code in range(start, end):
         if chr(code) == "~" or unicodedata.category(chr(code)).startswith(_IGNORED_CATEGORIES):
             if ranges and ranges[-1][1] == code - 1:
                 ranges[-1][1] = code
