@@ -140,7 +140,8 @@ class ChatClient:
 
     def _refusal(self, error: Any, mode: Mode) -> RequestFailed:
         status = error.status_code
-        reason = f"HTTP {status}: {' '.join(str(error.message).split())[:_SHOWN]}"
+        message = error.body.get("message") if isinstance(error.body, dict) else error.message
+        reason = f"HTTP {status}: {' '.join(str(message).split())[:_SHOWN]}"
         told = str(error.body).lower()
         if mode != "plain" and status in _RESPONSE_FORMAT_REFUSED and _about_the_format(told):
             return _FormatRefused(reason)

@@ -45,7 +45,7 @@ def text_fault(text: str, bounds: Bounds, language: str | None) -> tuple[str, st
         parse_text(text, "text")
     except RowError as error:
         return "characters", error.detail
-    if not normalise(text).strip("."):
+    if not any(map(str.isalnum, text)):
         return "characters", "no letter or digit"
     if language is not None and not in_language(text, language):
         return "language", f"{detect(text) or 'another script'}, expected {language}"
