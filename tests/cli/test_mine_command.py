@@ -57,3 +57,16 @@ def test_options_that_do_not_fit(mine):
     status, _, err = mine("--share", "2")
     assert status == 2
     assert "--share: Input should be less than or equal to 1" in err
+
+
+def test_a_stop_says_that_the_command_goes_on(mine, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("codiemb.curation.mining.windows.WindowMiner.fill", stop)
+        status, out, err = mine("--no-share")
+    assert status != 0
+    assert out == ""
+    assert "stopped: what is done is kept; the same command goes on from there" in err
+    assert mine("--no-share")[0] == 0

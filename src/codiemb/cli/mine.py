@@ -177,23 +177,28 @@ def mine_command(
     encoder = load_model(model, template=template, truncate_dim=truncate_dim, **loading)
     console = Console(stderr=True)
     with _Bars(console) as bars:
-        result = mine(
-            encoder,
-            data,
-            output,
-            model_name=model,
-            corpus=corpus or (),
-            text_field=text_field,
-            miners=_miners(miners or [_OWN], model, encoder, loading),
-            cross_encoder=_cross_encoder(cross_encoder, device, max_length),
-            options=options,
-            instruction=instruction or "",
-            words=words,
-            kind=kind,
-            cache=cache,
-            overwrite=overwrite,
-            on_progress=bars.advance,
-        )
+        try:
+            result = mine(
+                encoder,
+                data,
+                output,
+                model_name=model,
+                corpus=corpus or (),
+                text_field=text_field,
+                miners=_miners(miners or [_OWN], model, encoder, loading),
+                cross_encoder=_cross_encoder(cross_encoder, device, max_length),
+                options=options,
+                instruction=instruction or "",
+                words=words,
+                kind=kind,
+                cache=cache,
+                overwrite=overwrite,
+                on_progress=bars.advance,
+            )
+        except (KeyboardInterrupt, OSError):
+            note = "stopped: what is done is kept; the same command goes on from there"
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
+            raise
     if as_json:
         print(json.dumps(result.report.to_dict(), indent=2, ensure_ascii=False))
     else:

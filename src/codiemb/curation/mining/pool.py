@@ -55,7 +55,7 @@ class TextPool:
 
     @classmethod
     def build(cls, root: Path, candidates: Iterable[Document], others: Iterable[Document]) -> TextPool:
-        """Store texts under `root`, each once, and open them; memory grows by about 110 bytes for each.
+        """Store texts under `root`, each once, and open them; memory grows by about 100 bytes for each.
 
         Args:
             candidates: read first, and only once.

@@ -57,8 +57,7 @@ def cutter(words: Words) -> Callable[[str], list[str]]:
 class WordMiner:
     """Finds candidates that share rare words with a query (Lucene's BM25, k1 1.5, b 0.75).
 
-    The index lies in the pool's directory and is mapped into memory. Building it takes about 16
-    bytes of memory for each word of the corpus.
+    The index is built in memory, kept in the pool's directory, and mapped from there.
     """
 
     def __init__(
