@@ -1,13 +1,16 @@
 """Requests are a pure function of seed, documents, recipe and templates; templates can be edited."""
 
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
+import yaml
 
 from codiemb.curation.synthesis.grid import LENGTHS, cell
 from codiemb.curation.synthesis.order import dealt
 from codiemb.curation.synthesis.plan import choose, plan_rows, plan_tasks
-from codiemb.curation.synthesis.recipe import QUERY_KINDS, SynthesisRecipe
+from codiemb.curation.synthesis.recipe import QUERY_KINDS, Gates, SynthesisRecipe
 from codiemb.curation.synthesis.run import prepare
 from codiemb.curation.synthesis.templates import Templates, copy_templates
 from codiemb.data.documents import Document
@@ -173,3 +176,13 @@ def test_faults_of_a_recipe_against_its_files(tmp_path, changes, message):
     path.write_text("".join(f"{one.text}\n" for one in DOCUMENTS), encoding="utf-8")
     with pytest.raises(RecipeError, match=message):
         prepare(recipe(documents=[str(path)], **changes))
+
+
+def test_the_recipe_of_the_page():
+    page = (Path(__file__).parents[2] / "docs" / "synthesis.md").read_text(encoding="utf-8")
+    content = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    chosen = parse_section(SynthesisRecipe, content)
+    assert (chosen.queries.per_document, chosen.api.concurrency) == (3, 16)
+    defaults = Gates()
+    for name in ("copied", "near_duplicate", "similar", "top_k", "negative_margin", "disagreement"):
+        assert re.search(rf"`{name}`: {getattr(defaults, name):g}\b", page)
