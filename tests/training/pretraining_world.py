@@ -47,13 +47,13 @@ def write_corpus(path: Path, texts: list[str]) -> Path:
     return path
 
 
-def content(folder: Path, corpus: Path, **changes: Any) -> dict[str, Any]:
+def content(folder: Path, path: Path, **changes: Any) -> dict[str, Any]:
     """A recipe of a few steps."""
     return {
         "config": YOUTU,
         "new_tokenizer": {"algorithm": "bpe", "vocab_size": 310},
         "output": str(folder / "run"),
-        "corpus": [{"path": str(corpus)}],
+        "corpus": [{"path": str(path)}],
         "held_out": {"share": 0.2},
         "window": 32,
         "batch_size": 4,

@@ -25,6 +25,15 @@ from .conftest import assert_same_weights, files_under, weights
 from .pretraining_world import YOUTU, content, sentences, write_corpus
 
 TEXTS = sentences(0, 60)
+UNFIT = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 64,
+}
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +281,8 @@ def test_changed_text_is_refused(make, tmp_path):
         ({"corpus": [{"path": "none.txt"}]}, DataError, "none.txt: no such file"),
         ({"held_out": {"share": 1e-9}}, DataError, "held_out: none of 60 documents"),
         ({"window": 65}, ModelError, r"window is 65, but the network has 64 positions"),
-        ({"config": {**YOUTU, "num_attention_heads": 3}}, ModelError, "config: a youtu network of these values"),
+        ({"config": {**YOUTU, "kv_lora_rank": -1}}, ModelError, "config: a youtu network of these values"),
+        ({"config": UNFIT}, ModelError, "LlamaForCausalLM cannot be run: "),
         ({"new_tokenizer": None, "tokenizer": "/none"}, ModelError, "/none: there is no such directory"),
         (
             {"config": None, "new_tokenizer": None, "model": "ENCODER"},

@@ -50,7 +50,7 @@ def check_attention(network: PreTrainedModel, both_ways: bool) -> None:
     """Try it: a document's logits beside another one are those it has alone, and later tokens count or do not.
 
     Raises:
-        ModelError: the network mixes documents, or does not read in the direction that is asked for.
+        ModelError: the network cannot be run, mixes documents, or does not read in the direction that is asked for.
     """
     vocabulary = network.config.get_text_config().vocab_size
     first, second = torch.arange(7) % vocabulary, (torch.arange(5) * 3 + 1) % vocabulary
@@ -62,6 +62,8 @@ def check_attention(network: PreTrainedModel, both_ways: bool) -> None:
             beside = _logits(network, [first, second])[len(first) :]
             alone = _logits(network, [second])
             earlier = _logits(network, [changed])[:-1]
+    except (RuntimeError, ValueError, TypeError) as error:  # of values that do not fit each other
+        raise ModelError(f"{type(network).__name__} cannot be run: {error}. Look at the values of config.") from error
     finally:
         network.train(training)
     size = alone.abs().max()
