@@ -1,5 +1,6 @@
 """`codiemb synthesize`: whole runs, and a killed one that ends as one that was not."""
 
+import io
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 
 import pytest
 from chat_server import Reply, chat_server
+from rich.console import Console
 from tiny_gguf import write_gguf
 from tiny_models import byte_bpe_tokenizer, save_decoder
 from typer.testing import CliRunner
@@ -138,6 +140,21 @@ def test_a_killed_run_ends_as_one_that_was_not_and_pays_once(server, documents, 
     run(documents, out, server.base_url, "--set", "gates.passage_length=[1,9]")  # other gates, the same answers
     assert len(server.bodies) == asked
     assert contents(out)["ir.jsonl"] != contents(whole)["ir.jsonl"]
+
+
+def test_progress_shows_requests_tokens_and_cost(server, documents, tmp_path):
+    recipe = {
+        "documents": [str(documents)],
+        "output": str(tmp_path / "out"),
+        "api": {"base_url": server.base_url, "model": "m", "input_price": 10, "output_price": 100},
+        "pairs": None,
+        "brainstorm": None,
+        "gates": {"model": None},
+    }
+    shown = io.StringIO()
+    synthesize(parse_section(SynthesisRecipe, recipe), console=Console(file=shown, force_terminal=True, width=120))
+    assert "24/24" in shown.getvalue()
+    assert "2,640 tokens, cost 0.0480" in shown.getvalue()
 
 
 def test_the_order_of_answers_does_not_matter(server, documents, tmp_path):

@@ -86,11 +86,6 @@ class ChatClient:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
-    @property
-    def mode(self) -> Mode:
-        """How JSON is asked for at the moment."""
-        return self._mode
-
     def complete(self, messages: Messages, schema: dict[str, Any], seed: int) -> Completion:
         """Ask once; where the server refuses a `response_format` and may, ask with the next simpler one.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -15,6 +16,9 @@ try:
     import fcntl
 except ModuleNotFoundError:  # not on Windows, where two runs on one journal go unnoticed
     fcntl = None  # type: ignore[assignment]
+
+
+logger = logging.getLogger(__name__)
 
 
 class JournalError(ValueError):
@@ -47,7 +51,6 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.cut = 0  # bytes taken off
         self._answers: dict[str, Completion] = {}
         self._lock = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,9 +74,6 @@ class Journal:
 
     def __len__(self) -> int:
         return len(self._answers)
-
-    def __iter__(self) -> Iterator[Completion]:
-        return iter(self._answers.values())
 
     def get(self, key: str) -> Completion | None:
         """The answer to a request, None if there is none yet."""
@@ -105,6 +105,6 @@ class Journal:
                 ) from None
             whole += len(line)
         self._file.seek(0, os.SEEK_END)
-        self.cut = self._file.tell() - whole
-        if self.cut:
+        if cut := self._file.tell() - whole:
+            logger.warning("%s: a last line of %d bytes was cut short by a stop and is taken off.", self.path, cut)
             self._file.truncate(whole)

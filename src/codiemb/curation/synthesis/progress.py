@@ -37,6 +37,10 @@ class RequestBar:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
+    def finish(self) -> None:
+        """Say that no request follows: documents with too few sentences have fewer than the bar counted on."""
+        self._bar.update(self._task, total=self._bar.tasks[0].completed)
+
     def add(self, request: Request, outcome: Outcome) -> None:
         """Count one request that is done with."""
         self._tally.add(request, outcome)

@@ -67,6 +67,7 @@ def synthesize(recipe: SynthesisRecipe, *, console: Console | None = None) -> Sy
         asker = Asker(client, journal, templates, recipe.seed)
         tasks = _tasks(recipe, corpus, templates, asker, bar, rejections)
         rows = list(_rows(recipe, corpus, templates, tasks, asker, bar, rejections))
+        bar.finish()
     rows, calibration, skipped = _sifted(recipe, corpus, rows, model, rejections)
     content = report_content(recipe, corpus, tally, tasks, rows, rejections, calibration, skipped)
     files = _write(recipe.output, corpus, rows, rejections, content)
