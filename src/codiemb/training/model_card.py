@@ -35,10 +35,10 @@ def model_card(recipe: Recipe, report: TrainingReport, template: InstructionTemp
         'model = SentenceTransformer("PATH")\n'
         'queries = model.encode_query(["..."])\ndocuments = model.encode_document(["..."])\n'
         "print(model.similarity(queries, documents))\n```" + _advice(report, template),
-        "## Training data\n\n| data set | task | rows | broken rows left out | steps an epoch |\n"
+        "## Training data\n\n| data set | task | rows | rows left out | steps an epoch |\n"
         "|---|---|---:|---:|---:|\n"
         + "\n".join(
-            f"| {d['name']} | {d['task']} | {d['rows']} | {d['rejected']} | {d['steps_per_epoch']} |"
+            f"| {d['name']} | {d['task']} | {d['rows']} | {d['rejected'] + d['refused']} | {d['steps_per_epoch']} |"
             for d in report.data
         ),
     ]
