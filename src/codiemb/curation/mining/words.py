@@ -64,6 +64,7 @@ class WordMiner:
         self, name: str, pool: TextPool, queries: Queries, words: Words, on_progress: OnProgress | None = None
     ) -> None:
         bm25s = require("bm25s", "curation")
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
         self.name = name
         self.identity = f"bm25-{words}"
         self._queries = queries
