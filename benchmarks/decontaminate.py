@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--each", type=int, default=200, help="leaks of each kind and side")
     parser.add_argument("--jaccard", type=float, default=NearOptions().jaccard)
+    parser.add_argument("--overlap", type=float, default=NearOptions().overlap)
     parser.add_argument("--containment", type=float, default=NearOptions().containment)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", type=int, default=0, help="false alarms and missed leaks to print")
@@ -147,7 +148,7 @@ def main() -> None:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         start, wall = time.process_time(), time.perf_counter()
-        finder = LeakFinder(texts, near=NearOptions(arguments.jaccard, arguments.containment))
+        finder = LeakFinder(texts, near=NearOptions(arguments.jaccard, arguments.overlap, arguments.containment))
         built = time.process_time() - start
         report = decontaminate(RowStream([source]), output, finder)
         seconds, wall = time.process_time() - start, time.perf_counter() - wall
@@ -186,7 +187,7 @@ def main() -> None:
         "rows_per_second": round(arguments.rows / seconds),
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "peak_mib_before": round(before),
-        "options": {"jaccard": arguments.jaccard, "containment": arguments.containment},
+        "options": {name: getattr(arguments, name) for name in ("jaccard", "overlap", "containment")},
     }
     print(json.dumps(result))
 

@@ -6,7 +6,7 @@ import pytest
 from cleaning_rows import ir, queries, read, write
 
 from codiemb.curation.cleaning.decontaminating import decontaminate
-from codiemb.curation.cleaning.leaks import EvaluationText, LeakFinder, NearOptions
+from codiemb.curation.cleaning.leaks import EvaluationText, LeakFinder, NearOptions, overlap
 from codiemb.curation.cleaning.rows import RowStream
 from codiemb.curation.shingles import jaccard, shingles
 from codiemb.data.examples import DataError
@@ -68,13 +68,33 @@ def test_near_matches_equal_the_comparison_of_all_pairs():
     probes = [edited(text * 2, rng)[: rng.randint(5, 40)] for text in texts for _ in range(5)] + texts[:20]
     text_sets, probe_sets = list(map(shingles, texts)), list(map(shingles, probes))
     for threshold in (0.3, 0.5, 0.8):
-        options = NearOptions(jaccard=threshold, containment=1.1, least_shingles=1)
+        options = NearOptions(jaccard=threshold, overlap=1.1, containment=1.1, least_shingles=1)
         found = LeakFinder(evaluation(texts), near=options).find(probes)
         for probe, leaks in zip(probe_sets, found, strict=True):
             best = max(jaccard(probe, text) for text in text_sets)
             assert bool(leaks) == (best >= threshold)
             if leaks:
                 assert leaks[0].similarity == pytest.approx(best)
+
+
+def test_short_questions_that_are_put_alike_do_not_match():
+    finder = LeakFinder(evaluation(["人行是是什么意思", "花呗怎么还款比较方便"]), near=NearOptions())
+    other, edited_ = finder.find(["呷仔是什么意思", "花呗怎么还款比较省事"])
+    assert other == []
+    assert edited_ == []  # two of ten characters
+    (leaks,) = finder.find(["花呗怎样还款比较方便"])
+    assert [(leak.kind, leak.similarity) for leak in leaks] == [("near", 0.9)]
+
+
+def test_overlap_is_the_longest_common_subsequence():
+    rng = random.Random(3)
+    for _ in range(200):
+        a, b = ("".join(rng.choices("甲乙丙丁", k=rng.randint(0, 30))) for _ in range(2))
+        table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
+        for i, x in enumerate(a):
+            for j, y in enumerate(b):
+                table[i + 1][j + 1] = table[i][j] + 1 if x == y else max(table[i][j + 1], table[i + 1][j])
+        assert overlap(a, b) == pytest.approx(table[-1][-1] / max(len(a), len(b), 1))
 
 
 def test_a_text_within_a_longer_one():

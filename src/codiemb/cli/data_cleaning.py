@@ -230,7 +230,12 @@ def decontaminate_command(
         ),
     ] = Drop.row,
     near: Annotated[bool, typer.Option("--near/--no-near", help="Whether texts that are nearly equal match.")] = True,
-    jaccard: Annotated[float, typer.Option(help="Similarity from which texts are near; above 1: never.")] = 0.5,
+    jaccard: Annotated[
+        float, typer.Option(help="Similarity of shingles from which texts are near; above 1: never.")
+    ] = (0.7),
+    overlap: Annotated[
+        float, typer.Option(help="Or the part of their characters that both have in the same order; above 1: never.")
+    ] = 0.85,
     containment: Annotated[
         float, typer.Option(help="Part of an evaluation text that is in a longer text; above 1: never.")
     ] = 0.8,
@@ -254,7 +259,7 @@ def decontaminate_command(
 
     texts = evaluation_texts(against, dataset_root=dataset_root)
     wanted = [one for one in texts if side.value in ("both", one.side)]
-    finder = LeakFinder(wanted, near=NearOptions(jaccard, containment) if near else None, simplify=simplify)
+    finder = LeakFinder(wanted, near=NearOptions(jaccard, overlap, containment) if near else None, simplify=simplify)
     with _stream(paths, on_error, "comparing") as stream:
         report = decontaminate(stream, output, finder, drop=drop.value)
     _print_report(report, as_json)

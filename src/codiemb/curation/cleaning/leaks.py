@@ -1,8 +1,8 @@
 """Which texts are evaluation texts: exact, normalised, in other characters, or with most of their shingles in common.
 
 The evaluation side is the small one, so it is indexed, and no match is missed. A text that matches an evaluation text
-E has at least θ|E| of its |E| shingles, θ being the lower of the two thresholds: for a Jaccard similarity, since E and
-the text together have no fewer shingles than E alone; for containment by definition. So it has at least one of any
+E has at least θ|E| of its |E| shingles, θ being the lowest threshold: for a Jaccard similarity, since E and the text
+together have no fewer shingles than E alone; for containment by definition. So it has at least one of any
 |E| - ⌈θ|E|⌉ + 1 shingles of E (prefix filtering; Chaudhuri et al., 2006). Only these, the rarest ones, are indexed;
 whatever they find is then compared exactly.
 """
@@ -26,6 +26,7 @@ Integers: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int64]]"
 Counts: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int64]]"
 
 _BUILD_BATCH = 4096  # texts
+_LEAST_JACCARD = 0.5  # from which on characters are compared
 _EXPANDED = 1 << 22  # shingles of candidates compared at a time
 
 
@@ -41,7 +42,8 @@ class EvaluationText(NamedTuple):
 class Leak(NamedTuple):
     """A match: `kind` in the order of `Kind` is the closest that applies; `similarity` is 1 for equal texts.
 
-    For a near match it is Jaccard's, for a contained one the part of the evaluation text's shingles that were found.
+    For a near match it is Jaccard's or the overlap, for a contained one the part of the evaluation text's shingles that
+    were found.
     """
 
     evaluation: EvaluationText
@@ -51,26 +53,40 @@ class Leak(NamedTuple):
 
 @dataclass(frozen=True)
 class NearOptions:
-    """When texts that are not equal match all the same.
+    """When texts that are not equal match all the same; a threshold above 1 turns its rule off.
 
     Attributes:
-        jaccard: from this similarity on; above 1 turns near matches off. Texts in which one character in ten differs
-            have 0.5 to 0.8: each difference changes all shingles around it.
+        jaccard: from this similarity of their shingles on.
+        overlap: or from this part of the longer text's characters on that both have in the same order, where their
+            shingles have a Jaccard similarity of 0.5 or more. Texts in which one character in ten differs have 0.5 to
+            0.8, since each difference changes all shingles around it, and so have short questions on other things that
+            are put alike, which only the characters tell from them.
         containment: from this part of the evaluation text's shingles on, within a text of any length.
         least_shingles: evaluation texts with fewer match by equality only: of a text of four characters, three are
             found in any number of others.
         least_contained: evaluation texts with fewer are not looked for within longer texts.
     """
 
-    jaccard: float = 0.5
+    jaccard: float = 0.7
+    overlap: float = 0.85
     containment: float = 0.8
     least_shingles: int = 6
     least_contained: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("jaccard", "containment"):
+        for name in ("jaccard", "overlap", "containment"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected more than 0; above 1 turns it off.")
+
+    @property
+    def least_jaccard(self) -> float:
+        """Below this similarity no rule but containment applies."""
+        return min(self.jaccard, _LEAST_JACCARD) if self.overlap <= 1 else self.jaccard
+
+    @property
+    def least_share(self) -> float:
+        """The part of an evaluation text's shingles that every match has."""
+        return min(self.least_jaccard, self.containment)
 
 
 class LeakFinder:
@@ -137,6 +153,7 @@ class _NearIndex:
 
     def __init__(self, plain: Sequence[str], options: NearOptions) -> None:
         self._options = options
+        self._plain = plain
         sets: list[Hashes] = []
         for start in range(0, len(plain), _BUILD_BATCH):
             batch = shingle_batch(plain[start : start + _BUILD_BATCH])
@@ -146,7 +163,7 @@ class _NearIndex:
         # From here on, a shingle is its place among all shingles of evaluation texts.
         self._known, shingles, frequency = np.unique(np.concatenate(sets), return_inverse=True, return_counts=True)
         self._shingles: Integers = shingles.astype(np.int64)
-        share = min(options.jaccard, options.containment)
+        share = options.least_share
         prefixes: list[Integers] = []
         owners: list[int] = []
         for i, size in enumerate(self._sizes):
@@ -177,7 +194,7 @@ class _NearIndex:
         for text, index, overlap in self._overlaps(pairs, shared):
             if text not in sizes:
                 sizes[text] = len(batch.of(text))
-            if match := self._judged(overlap, int(self._sizes[index]), sizes[text]):
+            if match := self._judged(overlap, index, plain[text], sizes[text]):
                 found[text].append((index, *match))
         for matches in found:
             matches.sort(key=lambda match: (match[1] != "near", -match[2], match[0]))
@@ -192,13 +209,13 @@ class _NearIndex:
         text, index = np.divmod(pairs, len(self._sizes))
         # A text has to have enough shingles, and for Jaccard not too many.
         known, size = np.bincount(shared // len(self._known), minlength=texts)[text], self._sizes[index]
-        possible = known >= min(self._options.jaccard, self._options.containment) * size - 1e-9
-        possible &= (size >= self._options.least_contained) | (known * self._options.jaccard <= size + 1e-9)
+        possible = known >= self._options.least_share * size - 1e-9
+        possible &= (size >= self._options.least_contained) | (known * self._options.least_jaccard <= size + 1e-9)
         return text[possible], index[possible]
 
     def _overlaps(self, pairs: tuple[Integers, Integers], shared: Integers) -> list[tuple[int, int, int]]:
         """The pairs with enough shingles in common, and how many."""
-        share = min(self._options.jaccard, self._options.containment)
+        share = self._options.least_share
         enough: list[tuple[int, int, int]] = []
         texts, indices = pairs
         ends = np.cumsum(self._sizes[indices])
@@ -216,14 +233,32 @@ class _NearIndex:
             start = end
         return enough
 
-    def _judged(self, overlap: int, size: int, text_size: int) -> tuple[Kind, float] | None:
-        jaccard = overlap / (size + text_size - overlap)
-        if jaccard >= self._options.jaccard - 1e-9:
+    def _judged(self, shared: int, index: int, text: str, text_size: int) -> tuple[Kind, float] | None:
+        options, size = self._options, int(self._sizes[index])
+        jaccard = shared / (size + text_size - shared)
+        if jaccard >= options.jaccard - 1e-9:
             return "near", jaccard
-        contained = overlap / size
-        if size >= self._options.least_contained and contained >= self._options.containment - 1e-9:
+        if jaccard >= options.least_jaccard - 1e-9 and (same := overlap(self._plain[index], text)) >= options.overlap:
+            return "near", same
+        contained = shared / size
+        if size >= options.least_contained and contained >= options.containment - 1e-9:
             return "contained", contained
         return None
+
+
+def overlap(a: str, b: str) -> float:
+    """Length of the longest common subsequence of characters as a part of the longer text, 0 to 1.
+
+    Bit-parallel (Hyyrö, 2004): a row of the table is one integer, so a text of 1,000 characters takes 1,000 additions.
+    """
+    places: dict[str, int] = {}
+    for i, character in enumerate(a):
+        places[character] = places.get(character, 0) | 1 << i
+    everything = row = (1 << len(a)) - 1
+    for character in b:
+        matches = row & places.get(character, 0)
+        row = ((row + matches) | (row - matches)) & everything
+    return (len(a) - row.bit_count()) / max(len(a), len(b), 1)
 
 
 def _ranges(starts: Integers, counts: Counts) -> Integers:

@@ -86,13 +86,14 @@ class DecontaminateStep(Section):
     side: Literal["both", "query", "document"] = "both"
     drop: Drop = "row"
     near: bool = True
-    jaccard: float = Field(0.5, gt=0)
+    jaccard: float = Field(0.7, gt=0)
+    overlap: float = Field(0.85, gt=0)
     containment: float = Field(0.8, gt=0)
     simplify: bool = True
 
     def near_options(self) -> NearOptions | None:
         """As the finder takes them."""
-        return NearOptions(self.jaccard, self.containment) if self.near else None
+        return NearOptions(self.jaccard, self.overlap, self.containment) if self.near else None
 
 
 class SplitStep(Section):
