@@ -38,6 +38,7 @@ def _options(
         format="%(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that it does without
 
 
 def main() -> None:
