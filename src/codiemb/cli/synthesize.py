@@ -9,8 +9,6 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from codiemb.cli._models import TextField
-
 if TYPE_CHECKING:
     from codiemb.curation.synthesis import SynthesisRecipe, SynthesisReport
 
@@ -35,7 +33,7 @@ synthesize_app = typer.Typer(
 @synthesize_app.command("run")
 def run_command(
     documents: Annotated[
-        list[Path] | None, typer.Argument(metavar="[DOCS]...", help=".jsonl, .json, .parquet, .txt, .gz; BEIR folders.")
+        list[Path] | None, typer.Argument(metavar="DOCS", help=".jsonl, .json, .parquet, .txt, .gz; BEIR folders.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="OUT", help="Directory of the data, report and journal.")
@@ -56,7 +54,9 @@ def run_command(
     templates: Annotated[
         Path | None, typer.Option("--templates", help="Your prompts, from `codiemb synthesize templates`.")
     ] = None,
-    text_field: TextField = "text",
+    text_field: Annotated[
+        str | None, typer.Option("--text-field", help="The field or column with the text (default: text).")
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Documents to write for, drawn by seed.")] = None,
     input_price: Annotated[
         float | None, typer.Option("--input-price", min=0, help="Of a million prompt tokens.")
@@ -92,7 +92,7 @@ def run_command(
             "api.key_variable": key_variable,
             "language": language,
             "templates": templates and str(templates),
-            "text_field": text_field if text_field != "text" else None,
+            "text_field": text_field,
             "limit": limit,
             "api.input_price": input_price,
             "api.output_price": output_price,
