@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from codiemb.training.pretraining.recipe import load_pretrain_recipe, parse_pretrain_recipe
+from codiemb.training.pretraining.recipe import PretrainRecipe, load_pretrain_recipe, parse_pretrain_recipe
+from codiemb.training.reference import keys_of
 from codiemb.training.sections import RecipeError
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("pretrain-*.yaml"))
@@ -71,3 +72,9 @@ def test_all_faults_are_named_at_once():
     message = fault(windw=3, objective="mlm")
     assert "windw" in message
     assert "objective" in message
+
+
+def test_the_page_names_every_key():
+    page = (Path(__file__).parents[2] / "docs" / "pretraining.md").read_text(encoding="utf-8")
+    missing = [row for row in keys_of(PretrainRecipe) if row not in page]
+    assert not missing, "\n".join(missing)

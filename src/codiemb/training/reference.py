@@ -56,9 +56,14 @@ A recipe of several stages has these keys ([stages](three-stages.md)). A stage t
 """
 
 
+def keys_of(recipe: type[BaseModel]) -> list[str]:
+    """A row for each key, of sections too: its name, its values, its default and what it means."""
+    return [f"| `{key}` | {kind} | {default} | {meaning} |" for key, kind, default, meaning in _rows(recipe, "")]
+
+
 def recipe_reference() -> str:
     """The page as Markdown."""
-    rows = [f"| `{key}` | {kind} | {default} | {meaning} |" for key, kind, default, meaning in _rows(Recipe, "")]
+    rows = keys_of(Recipe)
     ours, release = PRESETS["default"], PRESETS["codiemb-release"]
     weights = [
         f"| `{item.name}` | {getattr(ours, item.name)} | {getattr(release, item.name)} |" for item in fields(StsWeights)

@@ -8,9 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
-from codiemb.training.recipe import Checkpoints, Optimizer
+from codiemb.training.recipe import Checkpoints
 from codiemb.training.sections import Section, load_section, nearest, parse_section
 
 Objective = Literal["clm", "mntp"]
@@ -64,12 +72,14 @@ class Masking(Section):
     token: str | None = Field(None, description="stands in their place; null: the tokenizer's own mask token")
 
 
-class PretrainOptimizer(Optimizer):
+class PretrainOptimizer(Section):
     """AdamW and its schedule."""
 
     learning_rate: PositiveFloat = 1e-3
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the learning rate rises")
+    weight_decay: NonNegativeFloat = Field(0.01, description="not applied to biases, norms and embeddings")
+    max_grad_norm: PositiveFloat = 1.0
 
 
 class PretrainRecipe(Section):

@@ -124,7 +124,7 @@ def pretrain(
         seed=recipe.seed,
     )
     steps = recipe.max_steps or math.ceil(recipe.epochs * math.ceil(len(sampler) / recipe.accumulation))
-    arguments.save_steps = recipe.checkpoints.every or math.ceil(steps / _DEFAULT_CHECKPOINTS)
+    arguments.save_steps = recipe.checkpoints.every or recipe.held_out.every or math.ceil(steps / _DEFAULT_CHECKPOINTS)
     checkpoint = last_checkpoint(directory.state)
     steps_done = (checkpoint_step(checkpoint) if checkpoint else None) or 0
 
