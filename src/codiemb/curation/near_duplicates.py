@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from codiemb.curation.shingles import ShingleBatch, jaccard, normalise, shingle_batch
+from codiemb.curation.shingles import Hashes, ShingleBatch, jaccard, normalise, shingle_batch
 from codiemb.extras import require
 
 Bands: TypeAlias = "np.ndarray[tuple[int, int], np.dtype[np.uint64]]"
@@ -116,18 +116,21 @@ def _greedy(
     texts: Iterable[str], bands: Bands, candidates: Mask, threshold: float, simplify: bool
 ) -> Iterator[NearDuplicate]:
     buckets: list[dict[int, list[int]]] = [{} for _ in range(bands.shape[1])]
-    kept: dict[int, frozenset[int]] = {}
+    kept: dict[int, Hashes] = {}  # arrays: sets of them would take ten times the memory
     start = 0
     for batch in _batches((text if candidates[i] else "" for i, text in enumerate(texts)), simplify):
         for index in np.flatnonzero(candidates[start : start + len(batch.offsets) - 1]) + start:
-            own = frozenset(batch.of(int(index) - start).tolist())
+            hashes = batch.of(int(index) - start)
+            own = frozenset(hashes.tolist())
             keys = bands[index].tolist()
             seen = {other for bucket, key in zip(buckets, keys, strict=True) for other in bucket.get(key, ())}
-            best, other = max(((jaccard(own, kept[other]), -other) for other in seen), default=(0.0, 0))
+            best, other = max(
+                ((jaccard(own, frozenset(kept[other].tolist())), -other) for other in seen), default=(0.0, 0)
+            )
             if best >= threshold:
                 yield NearDuplicate(int(index), -other, best)
                 continue
-            kept[int(index)] = own
+            kept[int(index)] = hashes
             for bucket, key in zip(buckets, keys, strict=True):
                 bucket.setdefault(key, []).append(int(index))
         start += len(batch.offsets) - 1
