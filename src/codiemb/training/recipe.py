@@ -226,6 +226,7 @@ class Recipe(Section):
     gradient_checkpointing: bool = Field(
         False, description="keep no activations within layers and compute them again: slower, for long texts"
     )
+    compile: bool = Field(False, description="torch.compile each layer of the network, for training")
     gather: bool = Field(True, description="losses see the batches of all devices")
     seed: NonNegativeInt = 42
     log_every: PositiveInt = 10

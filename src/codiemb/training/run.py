@@ -32,6 +32,7 @@ from codiemb.prompts import TEMPLATES, InstructionTemplate, PromptedText
 from codiemb.tasks import SYMMETRIC, TASKS, StsOptions, TaskOptions
 from codiemb.training import cpu
 from codiemb.training.adapters import LowRankAdapter, quantize
+from codiemb.training.compilation import compile_layers
 from codiemb.training.consistency import ConsistencyFilter, PairFilter, Verdicts, filtered, write_refused
 from codiemb.training.model_card import model_card
 from codiemb.training.nested import scores_by_width, width_weights
@@ -128,6 +129,8 @@ def run(
     model, template = load_model(recipe, arguments.device)
     embedding_pass = make_pass(recipe, model, options, {table.task_type for table in tables})
     adapter = restrict(recipe, embedding_pass)
+    if recipe.compile:
+        compile_layers(embedding_pass)
     widths = width_weights(recipe.matryoshka, embedding_pass.dimension) if recipe.matryoshka else None
     if widths:
         model[0].model.config.matryoshka_dimensions = sorted(widths)  # where vLLM looks for them
