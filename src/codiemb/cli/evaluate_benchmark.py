@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from codiemb.evaluation.changes import Changes
     from codiemb.evaluation.mteb_model import InstructedEncoder
 
+_PIPED_WIDTH = 110  # characters, where no terminal sets a limit
 _MODEL_FILES = ("modules.json", "config.json")
 
 
@@ -179,6 +180,8 @@ def evaluate_tasks(
     scores = _scores_of(measured, tasks)
     content = summary(measured.meta, measured.outcomes, scores, score_intervals(scores, seed=seed))
     console = Console()
+    if not console.is_terminal:
+        console.width = _PIPED_WIDTH
     if not as_json:
         console.print(summary_table(content))
     outcomes = [*measured.outcomes]
