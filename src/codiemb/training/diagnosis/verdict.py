@@ -38,9 +38,10 @@ def _on_pair(diagnosis: Diagnosis, pair: tuple[str, str]) -> str:
     if found is None:
         noisy = min(pair, key=lambda name: diagnosis.groups[name][diagnosis.whole].within.value)
         within = diagnosis.groups[noisy][diagnosis.whole].within.value
+        seen = bounds(diagnosis.pairs[pair][diagnosis.whole].cosine)
         return (
-            f"{names}: too noisy to tell. Two batches of {noisy} agree with a cosine of {within:+.2f} only; take more "
-            "of them (--batches), or larger ones."
+            f"{names}: too noisy to tell. Two batches of {noisy} agree with a cosine of {within:+.2f} only, one of "
+            f"each with {seen}; take more of them (--batches), or larger ones."
         )
     share = f"{abs(found.value):.0%}"
     if _sign(found) < 0:
