@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from codiemb.tasks import TASKS
 from codiemb.training.run import (
-    _collator,
+    make_collator,
     _training_arguments,
     load_model,
     make_pass,
@@ -38,7 +38,7 @@ def make_trainer(make_recipe, tmp_path):
         model, template = load_model(recipe, arguments.device)
         embedding_pass = make_pass(recipe, model, options, {table.task_type for table in tables})
         used = used_token_ids(embedding_pass, tables, template) if recipe.token_embeddings == "used" else None
-        rows = TrainingRows(tables, _collator(recipe, tables, template, options), sampler)
+        rows = TrainingRows(tables, make_collator(recipe, tables, template, options), sampler)
         return CoDiEmbTrainer(
             embedding_pass,
             arguments,
