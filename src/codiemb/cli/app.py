@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import typer
@@ -56,6 +57,7 @@ def main() -> None:
         sys.exit(2)
 
 
+@cache  # commands that are there already would be added again
 def _register() -> None:
     from codiemb.cli.compare import compare_command
     from codiemb.cli.curate import curate_command
