@@ -53,6 +53,14 @@ def test_on_which_texts(tmp_path, on, left):
     assert run(tmp_path, write(tmp_path / "a.jsonl", *rows), on=on).rows == left  # tasks are kept apart
 
 
+def test_queries_of_one_document_are_no_near_duplicates(tmp_path):
+    document = LONG * 2 + "否则不能恢复"
+    rows = [ir("花呗怎么恢复", document), ir("要先还什么", document + "。"), ir("花呗怎么恢复？", document + "吧")]
+    source = write(tmp_path / "a.jsonl", *rows)
+    assert run(tmp_path, source, match="near").rows == 2
+    assert run(tmp_path, source, match="near", on="positive").rows == 1
+
+
 def test_most_negatives(tmp_path):
     rows = [ir("甲", "一"), ir("甲", "一", negatives=["二", "三"]), ir("甲", "一", negatives=["四"]), ir("乙", "一")]
     report = run(tmp_path, write(tmp_path / "a.jsonl", *rows), keep="most-negatives")
@@ -76,6 +84,27 @@ def test_merge_adds_candidates_and_keeps_notes(tmp_path):
     assert report.changed == 1
     with pytest.raises(ValueError, match="on='query'"):
         run(tmp_path, tmp_path / "a.jsonl", on="positive", keep="merge")
+
+
+def test_merge_compares_candidates_as_the_match_does(tmp_path):
+    rows = [ir("甲", "第一", negatives=["第 二", "第三"]), ir("甲！", "第一。", "第二", negatives=["第三。", "第四"])]
+    source = write(tmp_path / "a.jsonl", *rows)
+    run(tmp_path, source, on="query", keep="merge")
+    (merged,) = read(tmp_path / "out.jsonl")
+    assert [text[2] for text in merged["positives"]] == ["第一", "第二"]
+    assert [text[2] for text in merged["negatives"]] == ["第三", "第四"]
+    write(source, rows[0], {**rows[1], "query": "甲"})
+    run(tmp_path, source, on="query", match="exact", keep="merge")
+    (merged,) = read(tmp_path / "out.jsonl")
+    assert [text[2] for text in merged["positives"]] == ["第一", "第一。", "第二"]
+
+
+def test_merge_of_pairs_keeps_the_first_score(tmp_path):
+    rows = [sts("甲", "一", 5), sts("甲", "一", 0), sts("甲", "二", 3)]
+    run(tmp_path, write(tmp_path / "a.jsonl", *rows), on="query", keep="merge")
+    (merged,) = read(tmp_path / "out.jsonl")
+    assert [text[2] for text in merged["positives"]] == ["一", "二"]
+    assert merged["positive_scores"] == [5, 3]
 
 
 def test_a_chain_of_matches_leads_to_a_kept_row(tmp_path):

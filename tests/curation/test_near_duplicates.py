@@ -51,6 +51,15 @@ def test_a_duplicate_is_one_of_a_kept_text():
     assert 4 not in dropped  # near the fourth, which was dropped, but not near the first
 
 
+def test_each_part_has_to_be_near():
+    document = "甲乙丙丁戊己庚辛壬癸子丑寅卯辰巳午未申酉天地玄黄宇宙洪荒日月盈昃"
+    rows = [("谁来了", document), ("何时走的", document + "。"), ("谁来了", document + "辰"), ("谁来了", "别的文档")]
+    assert [(one.row, one.of) for one in near_duplicates(rows)] == [(2, 0)]
+    assert near_duplicates(rows)[0].similarity == pytest.approx(jaccard(shingles(document), shingles(document + "辰")))
+    joined = near_duplicates([query + text for query, text in rows], threshold=0.75)
+    assert [one.row for one in joined] == [1, 2]  # as one text, the document hides the query
+
+
 def test_long_texts_and_empty_ones():
     long = "".join(random.Random(1).choices(CHARACTERS, k=200_000))
     found = near_duplicates(["", long, "短", long + "尾", ""])

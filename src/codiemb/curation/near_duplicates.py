@@ -7,13 +7,13 @@ with then. The rest are gone through in order: a text is a near duplicate if it 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from codiemb.curation.shingles import Hashes, ShingleBatch, jaccard, normalise, shingle_batch
+from codiemb.curation.shingles import Hashes, Offsets, ShingleBatch, jaccard, normalise, shingle_batch
 from codiemb.extras import require
 
 Bands: TypeAlias = "np.ndarray[tuple[int, int], np.dtype[np.uint64]]"
@@ -33,9 +33,13 @@ class NearDuplicate(NamedTuple):
 
 
 def near_duplicates(
-    texts: Iterable[str], *, threshold: float = 0.8, permutations: int = 128, simplify: bool = False
+    texts: Iterable[str | tuple[str, ...]], *, threshold: float = 0.8, permutations: int = 128, simplify: bool = False
 ) -> list[NearDuplicate]:
     """Texts whose shingles have a Jaccard similarity of `threshold` or more with those of an earlier, kept text.
+
+    A text may come in parts, such as a query and its document, all texts in as many: then each part has to be so
+    similar to the same part of the other, and the least similar one decides. Compared as a whole, all queries of one
+    long document would be near duplicates.
 
     All that are returned are verified. With 128 permutations a pair right at the threshold 0.8 is found with
     probability 0.87, one of 0.88 with 0.99, equal texts always.
@@ -55,11 +59,27 @@ def near_duplicates(
     hasher = _BandHasher(threshold, permutations)
     hashed, filled = [hasher(shingle_batch([]))], [np.zeros(0, bool)]
     for batch in _batches(texts, simplify):
-        hashed.append(hasher(batch))
-        filled.append(np.diff(batch.offsets) > 0)
+        hashed.append(hasher(batch.whole))
+        filled.append(np.diff(batch.whole.offsets) > 0)
     bands = np.concatenate(hashed)
     candidates = _shared(bands) & np.concatenate(filled)  # texts without shingles are like no other
     return list(_greedy(texts, bands, candidates, threshold, simplify))
+
+
+class _Batch(NamedTuple):
+    """Shingles of the parts of several texts; those of text i are parts `first[i]` to before `first[i + 1]`."""
+
+    parts: ShingleBatch
+    first: Offsets
+
+    @property
+    def whole(self) -> ShingleBatch:
+        """The shingles of each text with all its parts."""
+        return ShingleBatch(self.parts.hashes, self.parts.offsets[self.first])
+
+    def of(self, index: int) -> list[Hashes]:
+        """The distinct shingles of each part of one text."""
+        return [self.parts.of(part) for part in range(self.first[index], self.first[index + 1])]
 
 
 class _BandHasher:
@@ -95,10 +115,12 @@ class _BandHasher:
         return (grouped * self._factors).sum(axis=2, dtype=np.uint64)
 
 
-def _batches(texts: Iterable[str], simplify: bool) -> Iterator[ShingleBatch]:
+def _batches(texts: Iterable[str | tuple[str, ...]], simplify: bool) -> Iterator[_Batch]:
     remaining = iter(texts)
-    while batch := list(islice(remaining, _BATCH)):
-        yield shingle_batch([normalise(text, simplify=simplify) for text in batch])
+    while taken := list(islice(remaining, _BATCH)):
+        parts = [(text,) if isinstance(text, str) else text for text in taken]
+        batch = shingle_batch([normalise(part, simplify=simplify) for text in parts for part in text])
+        yield _Batch(batch, np.concatenate([[0], np.cumsum([len(text) for text in parts])]))
 
 
 def _shared(bands: Bands) -> Mask:
@@ -113,24 +135,28 @@ def _shared(bands: Bands) -> Mask:
 
 
 def _greedy(
-    texts: Iterable[str], bands: Bands, candidates: Mask, threshold: float, simplify: bool
+    texts: Iterable[str | tuple[str, ...]], bands: Bands, candidates: Mask, threshold: float, simplify: bool
 ) -> Iterator[NearDuplicate]:
     buckets: list[dict[int, list[int]]] = [{} for _ in range(bands.shape[1])]
-    kept: dict[int, Hashes] = {}  # arrays: sets of them would take ten times the memory
+    kept: dict[int, list[Hashes]] = {}  # arrays: sets of them would take ten times the memory
     start = 0
     for batch in _batches((text if candidates[i] else "" for i, text in enumerate(texts)), simplify):
-        for index in np.flatnonzero(candidates[start : start + len(batch.offsets) - 1]) + start:
-            hashes = batch.of(int(index) - start)
-            own = frozenset(hashes.tolist())
+        end = start + len(batch.first) - 1
+        for index in (np.flatnonzero(candidates[start:end]) + start).tolist():
+            hashes = batch.of(index - start)
+            own = [frozenset(part.tolist()) for part in hashes]
             keys = bands[index].tolist()
             seen = {other for bucket, key in zip(buckets, keys, strict=True) for other in bucket.get(key, ())}
-            best, other = max(
-                ((jaccard(own, frozenset(kept[other].tolist())), -other) for other in seen), default=(0.0, 0)
-            )
+            best, other = max(((_similarity(own, kept[other]), -other) for other in seen), default=(0.0, 0))
             if best >= threshold:
-                yield NearDuplicate(int(index), -other, best)
+                yield NearDuplicate(index, -other, best)
                 continue
-            kept[int(index)] = hashes
+            kept[index] = hashes
             for bucket, key in zip(buckets, keys, strict=True):
-                bucket.setdefault(key, []).append(int(index))
-        start += len(batch.offsets) - 1
+                bucket.setdefault(key, []).append(index)
+        start = end
+
+
+def _similarity(own: Sequence[frozenset[int]], other: Sequence[Hashes]) -> float:
+    """Of the part that is least similar."""
+    return min(jaccard(a, frozenset(b.tolist())) for a, b in zip(own, other, strict=True))

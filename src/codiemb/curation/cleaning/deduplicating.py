@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
@@ -61,7 +61,8 @@ def deduplicate(
         on: which texts have to match: the query, the positives (the scored candidates of a row of pairs), or both.
         match: "normalised" includes "exact", "near" both.
         keep: of duplicates, "first" keeps the first one, "most-negatives" the one with the most negatives (of equals
-            the first), "merge" the first with the candidates of the others added that it does not have.
+            the first), "merge" the first with the candidates of the others added that it does not have, compared
+            normalised unless the match is exact.
         threshold: of near duplicates, a Jaccard similarity.
         simplify: traditional and simplified Chinese characters count as equal, unless the match is exact.
     Raises:
@@ -82,6 +83,10 @@ def deduplicate(
         if keep == "merge" and row.number in duplicates:
             groups[duplicates[row.number].of].append(row.example)
     changed = 0
+
+    def form(text: Text) -> str:
+        return text.full if match == "exact" else normalise(text.full, simplify=simplify)
+
     with outputs, RejectedFile(outputs.rejected, stream) as rejected:
         rejected.add_bad_rows()
         for row in stream:
@@ -90,7 +95,7 @@ def deduplicate(
                 rejected.add(row, reason, of=places[duplicate.of], similarity=round(duplicate.similarity, 4))
                 continue
             if keep == "merge" and row.number in groups:
-                merged = _merged(row.example, groups[row.number])
+                merged = _merged(row.example, groups[row.number], form)
                 if merged != row.example:
                     row = row.changed(merged)
                     changed += 1
@@ -115,9 +120,8 @@ def find_duplicates(
                 plain = [normalise(text, simplify=simplify) for text in texts]
                 normalised.append(_hash([task, *plain]))
                 if match == "near":
-                    # The task keeps rows of different tasks apart: they are compared by it below.
-                    spool.write(" ".join(plain).encode(errors="replace") + b"\n")
-                    spool.tasks.append(task)
+                    parts = [plain[0], " ".join(plain[1:])] if on == "pair" else [" ".join(plain)]
+                    spool.write(parts, task)
         duplicates = {number: Duplicate(of, "exact", 1.0) for number, of in _repeats(exact)}
         if match != "exact":
             for number, of in _repeats(normalised):
@@ -131,30 +135,35 @@ def find_duplicates(
 
 
 class _Spool:
-    """Lines in a temporary file."""
+    """The normalised texts of rows in a temporary file, and the rows' tasks."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tasks: list[str] = []
         self._file = path.open("wb")
-        self.write = self._file.write
 
-    def lines(self) -> Iterator[str]:
+    def write(self, parts: list[str], task: str) -> None:
+        """Append the texts of a row; they have neither tabs nor line ends."""
+        self._file.write("\t".join(parts).encode(errors="replace") + b"\n")
+        self.tasks.append(task)
+
+    def rows(self) -> Iterator[tuple[str, ...]]:
+        """The texts of each row."""
         self._file.flush()
         with self.path.open(encoding="utf-8", newline="\n") as file:
             for line in file:
-                yield line[:-1]
+                yield tuple(line[:-1].split("\t"))
 
 
 class _Texts:
-    """All texts in order, the empty text for rows of other tasks and for those that are duplicates already."""
+    """The texts of all rows in order; of rows of other tasks and of those that are duplicates already, empty ones."""
 
     def __init__(self, spool: _Spool, task: str, duplicates: dict[int, Duplicate]) -> None:
         self._spool, self._task, self._left_out = spool, task, frozenset(duplicates)
 
-    def __iter__(self) -> Iterator[str]:
-        for number, line in enumerate(self._spool.lines()):
-            yield line if self._spool.tasks[number] == self._task and number not in self._left_out else ""
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        for number, parts in enumerate(self._spool.rows()):
+            yield parts if self._spool.tasks[number] == self._task and number not in self._left_out else ()
 
 
 @contextmanager
@@ -203,20 +212,32 @@ def _rooted_at_most(duplicates: dict[int, Duplicate], negatives: Numbers) -> dic
     return rooted
 
 
-def _merged(example: Example, others: list[Example]) -> Example:
-    """A row with the candidates of others that it does not have; no positive becomes a negative."""
-    sides: dict[str, dict[str, tuple[Text, float | None]]] = {"positives": {}, "negatives": {}}
-    rows = [example, *others]
-    for one in rows:
-        for side, known in sides.items():
-            scores = getattr(one, f"{side[:-1]}_scores") or [None] * len(getattr(one, side))
-            for text, score in zip(getattr(one, side), scores, strict=True):
-                known.setdefault(text.full, (text, score))
-    if example.task_type not in PAIR_TASKS:
-        sides["negatives"] = {key: value for key, value in sides["negatives"].items() if key not in sides["positives"]}
-    merged = {}
-    for side, known in sides.items():
-        merged[side] = [text for text, _ in known.values()]
-        scores = [score for _, score in known.values()]
-        merged[f"{side[:-1]}_scores"] = [] if None in scores else scores
-    return example._replace(**merged)  # type: ignore[arg-type]
+def _merged(example: Example, others: list[Example], form: Callable[[Text], str]) -> Example:
+    """A row with the candidates of others that it does not have; no positive stays a negative.
+
+    Args:
+        form: equal for texts that count as one.
+    """
+    # Both sides of a row of pairs are candidates with scores; of other rows a positive of one rules out a negative.
+    seen = {form(text) for text in example.positives + (example.negatives if example.task_type in PAIR_TASKS else [])}
+    merged: dict[str, Any] = {}
+    for side, side_scores in (("positives", "positive_scores"), ("negatives", "negative_scores")):
+        candidates = list(_scored(example, side, side_scores))
+        if side == "negatives" and example.task_type not in PAIR_TASKS:
+            candidates = [(text, score) for text, score in candidates if form(text) not in seen]
+            seen.update(form(text) for text, _ in candidates)
+        for other in others:
+            for text, score in _scored(other, side, side_scores):
+                if form(text) not in seen:
+                    seen.add(form(text))
+                    candidates.append((text, score))
+        merged[side] = [text for text, _ in candidates]
+        scores = [score for _, score in candidates]
+        merged[side_scores] = [] if None in scores else scores
+    return example._replace(**merged)
+
+
+def _scored(example: Example, side: str, scores: str) -> Iterator[tuple[Text, float | None]]:
+    """Candidates of one side, each with its score."""
+    texts: list[Text] = getattr(example, side)
+    return zip(texts, getattr(example, scores) or [None] * len(texts), strict=True)

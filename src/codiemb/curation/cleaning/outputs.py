@@ -102,7 +102,7 @@ class RejectedFile:
     ) -> None:
         self.counts[reason] += 1
         row = orjson.Fragment(raw.strip()) if isinstance(raw, bytes) else raw
-        record = {"file": str(self._stream.files[file]), "line": line, "reason": reason, **details, "row": row}
+        record = {"file": self._stream.names[file], "line": line, "reason": reason, **details, "row": row}
         self._lines.write(orjson.dumps(record, default=str).replace(b"\n", b" ") + b"\n")
 
 
@@ -123,7 +123,7 @@ class Outputs:
         else:
             if output.is_file():
                 raise DataError(f"{output}: a file; expected a directory or a name that ends in {_suffixes()}.")
-            self._paths = [output / _output_name(file) for file in files]
+            self._paths = [output / output_name(file) for file in files]
             repeated = [path for path, times in Counter(self._paths).items() if times > 1]
             if repeated:
                 raise DataError(f"{repeated[0]}: two inputs would go there. Give one output file instead.")
@@ -169,7 +169,8 @@ def as_line(raw: bytes | dict[str, Any]) -> bytes:
     return raw.replace(b"\n", b" ").strip() + b"\n"  # a line end in JSON is white space
 
 
-def _output_name(file: Path) -> str:
+def output_name(file: Path) -> str:
+    """The name in an output directory of the rows of an input."""
     return file.name if file.name.endswith(OUTPUT_SUFFIXES) else f"{stem(file.name)}.jsonl"
 
 

@@ -63,12 +63,21 @@ class RowStream:
     """Reads the rows of files, as often as needed; the first time, bad rows are reported.
 
     Args:
+        names: of the files, in what is written about their rows; their paths if None. Errors name paths.
         on_error: "raise": an error after the last row that names the first 20 bad rows; "skip": they go to `rejected`.
         progress: called now and then with the number of rows read since the last call.
     """
 
-    def __init__(self, files: Sequence[Path], *, on_error: OnError = "raise", progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        *,
+        names: Sequence[str] | None = None,
+        on_error: OnError = "raise",
+        progress: Progress | None = None,
+    ) -> None:
         self.files = files
+        self.names = [str(file) for file in files] if names is None else names
         self.rejected: list[tuple[int, RawRow, RowError]] = []
         self.rows = 0
         self._on_error = on_error
@@ -76,8 +85,8 @@ class RowStream:
         self._checked = False
 
     def place(self, row: Row) -> str:
-        """`file:line`."""
-        return f"{self.files[row.file]}:{row.line}"
+        """`name:line`."""
+        return f"{self.names[row.file]}:{row.line}"
 
     def __iter__(self) -> Iterator[Row]:
         first, self._checked = not self._checked, True

@@ -101,7 +101,7 @@ def _groups(stream: RowStream, by: By, group_field: str, simplify: bool) -> tupl
     keys, owners, sets = array("Q"), array("q"), array("q")
     names: dict[str, int] = {}
     for row in stream:
-        name = f"{stream.files[row.file]}:{row.example.task_type}"
+        name = f"{stream.names[row.file]}:{row.example.task_type}"
         sets.append(names.setdefault(name, len(names)))
         for text in _row_keys(row, stream, by, group_field, simplify):
             keys.append(int.from_bytes(blake2b(text.encode(errors="replace"), digest_size=8).digest(), "little"))
