@@ -219,6 +219,18 @@ class TestSquad:
         negatives = ["Bees dance. They show the way!", "The hive listens."]
         assert rows(conversion) == [("How far?", ["Is it far? About 2.5 km east."], negatives)]
 
+    def test_answers_are_noted_each_once(self, tmp_path, output, caplog):
+        answers = [
+            {"text": text, "answer_start": start} for text, start in (("2.5 km", 48), ("km", 52), ("2.5 km", 48))
+        ]
+        squad(self.source(tmp_path, answers=answers), output)
+        assert json.loads(output.read_text())["meta_data"] == {"answers": ["2.5 km", "km"]}
+        assert [len(table.rows) for table in read(output)] == [1]
+        assert not caplog.records
+        squad(self.source(tmp_path), output.with_suffix(".parquet"))
+        assert [len(table.rows) for table in read(output.with_suffix(".parquet"))] == [1]
+        assert "answers are left out: parquet files have no place for meta_data" in caplog.text
+
     def test_a_wrong_offset_is_found_again(self, tmp_path, output):
         source = self.source(tmp_path, answers=[{"text": "2.5 km", "answer_start": 3}])
         assert rows(squad(source, output, chunk_size=32))[0][1] == ["Is it far? About 2.5 km east."]

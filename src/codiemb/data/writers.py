@@ -5,15 +5,15 @@ from __future__ import annotations
 import gzip
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, NamedTuple, cast
 
 import orjson
 import pyarrow.parquet as pq
 
-from codiemb.data.examples import DataError, Example
+from codiemb.data.examples import NOTES_KEY, DataError, Example
 from codiemb.data.tables import FILE_SCHEMA, file_batch
 
 #: File names that `write_examples` knows.
@@ -22,7 +22,14 @@ OUTPUT_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 _ROW_GROUP = 2048
 
 
-def write_examples(examples: Iterable[Example], path: Path) -> int:
+class Noted(NamedTuple):
+    """An example and its notes, which `.parquet` has no column for."""
+
+    example: Example
+    notes: Mapping[str, object]
+
+
+def write_examples(examples: Iterable[Example | Noted], path: Path) -> int:
     """Write examples to `.jsonl`, `.jsonl.gz` or `.parquet` and return how many.
 
     They go to a temporary file in the same directory that is renamed at the end, so an error leaves no part of a
@@ -49,7 +56,7 @@ def check_output(path: Path) -> None:
         raise DataError(f"{path}: cannot write this kind; expected a name that ends in {', '.join(OUTPUT_SUFFIXES)}.")
 
 
-def _write_jsonl(examples: Iterable[Example], partial: Path, path: Path) -> int:
+def _write_jsonl(examples: Iterable[Example | Noted], partial: Path, path: Path) -> int:
     count = 0
     with partial.open("wb") as file:
         # No name and no time in the header: the same rows give the same bytes.
@@ -63,7 +70,7 @@ def _write_jsonl(examples: Iterable[Example], partial: Path, path: Path) -> int:
     return count
 
 
-def _write_parquet(examples: Iterable[Example], partial: Path, _: Path) -> int:
+def _write_parquet(examples: Iterable[Example | Noted], partial: Path, _: Path) -> int:
     count = 0
     with pq.ParquetWriter(partial, FILE_SCHEMA, compression="zstd") as writer:
         for batch in _batches(examples):
@@ -72,8 +79,10 @@ def _write_parquet(examples: Iterable[Example], partial: Path, _: Path) -> int:
     return count
 
 
-def example_row(example: Example) -> dict[str, object]:
+def example_row(example: Example | Noted) -> dict[str, object]:
     """An example as an object that can be written as JSON."""
+    if isinstance(example, Noted):
+        return {**example_row(example.example), NOTES_KEY: example.notes}
     row: dict[str, object] = example._asdict()
     row["query"] = list(example.query)  # orjson does not write named tuples
     row["positives"] = [list(text) for text in example.positives]
@@ -81,10 +90,10 @@ def example_row(example: Example) -> dict[str, object]:
     return row
 
 
-def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
+def _batches(examples: Iterable[Example | Noted]) -> Iterator[list[Example]]:
     batch: list[Example] = []
     for example in examples:
-        batch.append(example)
+        batch.append(example.example if isinstance(example, Noted) else example)
         if len(batch) == _ROW_GROUP:
             yield batch
             batch = []

@@ -12,7 +12,7 @@ from codiemb.data.cache import Progress
 from codiemb.data.delimited import Line
 from codiemb.data.examples import DataError, Example, RowError, parse_example
 from codiemb.data.sources import raw_rows
-from codiemb.data.writers import check_output, write_examples
+from codiemb.data.writers import Noted, check_output, write_examples
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def check_paths(source: Path, output: Path) -> None:
         raise DataError(f"{output}: is the source itself. Choose another output.")
 
 
-def write(examples: Iterable[Example], output: Path, dropped: Dropped, progress: Progress | None) -> Conversion:
+def write(examples: Iterable[Example | Noted], output: Path, dropped: Dropped, progress: Progress | None) -> Conversion:
     """Write the examples and say what became of the source.
 
     Raises:
@@ -103,7 +103,7 @@ def write(examples: Iterable[Example], output: Path, dropped: Dropped, progress:
     return Conversion(output, rows, dict(dropped.counts))
 
 
-def _counted(examples: Iterable[Example], progress: Progress) -> Iterator[Example]:
+def _counted(examples: Iterable[Example | Noted], progress: Progress) -> Iterator[Example | Noted]:
     count = 0
     for count, example in enumerate(examples, 1):
         yield example

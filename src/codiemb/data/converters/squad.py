@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,11 @@ import orjson
 
 from codiemb.data.cache import Progress
 from codiemb.data.converters.common import Conversion, Dropped, check_paths, write
-from codiemb.data.examples import DataError, Example
+from codiemb.data.examples import NOTES_KEY, DataError
 from codiemb.data.sources import open_bytes
+from codiemb.data.writers import Noted
+
+logger = logging.getLogger(__name__)
 
 # After a sentence's last mark and closing quotes or brackets; western marks need a space after them.
 _SENTENCE_END = re.compile(r"[。！？…；]+[”’」』）]*|[.!?]+[\"')\]”’]*(?=\s)|\n")
@@ -42,6 +46,8 @@ def squad(
 ) -> Conversion:
     """Rows of `ir` from a SQuAD file: a question and the paragraph that answers it. The file is read whole.
 
+    Answers go under `answers` of the rows' notes, where mining finds them: a text that holds one is no negative.
+
     Args:
         chunk_size: cut paragraphs at sentence ends into chunks of at most so many characters, longer only where one
             sentence is: the chunk with the answer is the positive, chunks without it are negatives. None: whole
@@ -53,9 +59,11 @@ def squad(
     check_paths(source, output)
     if chunk_size is not None and chunk_size < 1:
         raise DataError(f"chunk_size={chunk_size}; expected at least 1 character.")
+    if output.name.endswith(".parquet"):
+        logger.warning("%s: answers are left out: parquet files have no place for %s.", output, NOTES_KEY)
     dropped = Dropped()
 
-    def examples() -> Iterator[Example]:
+    def examples() -> Iterator[Noted]:
         for question in _questions(source):
             if not question.answers:
                 dropped.add("question without an answer", question.place)
@@ -72,7 +80,8 @@ def squad(
                 "positives": positives,
                 "negatives": negatives,
             }
-            yield from dropped.checked(row, question.place)
+            notes = {"answers": list(dict.fromkeys(answer.text for answer in question.answers))}
+            yield from (Noted(example, notes) for example in dropped.checked(row, question.place))
 
     return write(examples(), output, dropped, progress)
 
