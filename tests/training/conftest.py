@@ -98,12 +98,11 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def content(model_directory: Path, data: Path, tmp_path: Path) -> dict[str, Any]:
+def tiny_content(model_directory: Path, data: Path, output: Path) -> dict[str, Any]:
     """A recipe of 8 steps an epoch."""
     return {
         "model": str(model_directory),
-        "output": str(tmp_path / "run"),
+        "output": str(output),
         "train": [{"path": str(data / "ir.jsonl")}, {"path": str(data / "sts.jsonl")}],
         "tasks": {"ir": {"batch_size": 16, "negatives": 2, "positives": 2}, "sts": {"batch_size": 16}},
         "prompts": {"template": "e5"},
@@ -111,6 +110,11 @@ def content(model_directory: Path, data: Path, tmp_path: Path) -> dict[str, Any]
         "precision": "fp32",
         "log_every": 1,
     }
+
+
+@pytest.fixture
+def content(model_directory: Path, data: Path, tmp_path: Path) -> dict[str, Any]:
+    return tiny_content(model_directory, data, tmp_path / "run")
 
 
 @pytest.fixture

@@ -1,35 +1,33 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from sentence_transformers import SentenceTransformer
 
+from codiemb.cli.train import train_command
 from codiemb.training.output import OutputError
 from codiemb.training.recipe import RecipeError, parse_recipe
 from codiemb.training.run import run
 from codiemb.training.sections import parse_section
 from codiemb.training.staged_recipe import StagedRecipe, load_any_recipe
-from codiemb.training.stages import StageError, run_stages, scores_rows
+from codiemb.training.stages import StagedReport, StageError, run_stages, scores_rows
 
-from .conftest import WORDS, assert_same_weights, files_under
+from .conftest import WORDS, assert_same_weights, files_under, tiny_content, weights
+from .processes import killed_at_step, on_two_ranks
 
 SCORES = {"ir", "sts", "mean"}
 
 
-@pytest.fixture
-def staged(content, data) -> dict:
+def stages_of(content: dict, data: Path) -> dict:
     """Alignment, then fine-tuning, on the tiny world."""
     align = {
         "stage": "align",
         "train": [{"path": str(data / "ir.jsonl")}],
         "tasks": {"ir": {"batch_size": 32}},
-        "max_steps": 3,
+        "max_steps": 2,
     }
     finetune = {key: content[key] for key in ("train", "tasks", "optimizer")}
     return {
@@ -39,20 +37,31 @@ def staged(content, data) -> dict:
         "evaluation": {"data": [str(data / "test")]},
         "precision": "fp32",
         "log_every": 1,
-        "stages": [align, {"stage": "finetune", **finetune, "max_steps": 6, "checkpoints": {"every": 2}}],
+        "stages": [align, {"stage": "finetune", **finetune, "max_steps": 4, "checkpoints": {"every": 2}}],
     }
+
+
+@pytest.fixture
+def staged(content, data) -> dict:
+    return stages_of(content, data)
+
+
+@pytest.fixture(scope="module")
+def finished(model_directory, data, tmp_path_factory):
+    """The recipe of a run of two stages that is done, and its report."""
+    recipe = parsed(stages_of(tiny_content(model_directory, data, tmp_path_factory.mktemp("finished") / "run"), data))
+    return recipe, run_stages(recipe)
 
 
 def parsed(content: dict, **changes) -> StagedRecipe:
     return parse_section(StagedRecipe, {**content, **changes}, "recipe")
 
 
-def test_each_stage_starts_from_the_model_of_the_one_before(staged, tmp_path):
-    recipe = parsed(staged)
-    report = run_stages(recipe)
+def test_each_stage_starts_from_the_model_of_the_one_before(finished, staged, tmp_path):
+    recipe, report = finished
     output = recipe.output
     assert [stage["name"] for stage in report.stages] == ["1-align", "2-finetune"]
-    assert [stage["steps"] for stage in report.stages] == [3, 6]
+    assert [stage["steps"] for stage in report.stages] == [2, 4]
 
     # The same by hand.
     shared = {key: value for key, value in staged.items() if key not in ("stages", "model", "output")}
@@ -64,51 +73,85 @@ def test_each_stage_starts_from_the_model_of_the_one_before(staged, tmp_path):
     assert_same_weights(output, output / "2-finetune")
     assert report.scores == {"start": first.before, "1-align": first.after, "2-finetune": second.after}
 
+
+def test_the_output_is_the_last_model_with_the_scores_of_all_stages(finished, tmp_path, capsys):
+    recipe, report = finished
+    output = recipe.output
     assert SentenceTransformer(str(output), device="cpu").prompts["query"] == "query: "
     assert json.loads((output / "training_report.json").read_text())["scores"] == report.scores
+    recipe_file = tmp_path / "recipe.yaml"
+    recipe_file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    train_command(recipe_file, [], resume=True, overwrite=False)
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == str(output)
     card = (output / "README.md").read_text()
     assert f"# {output.name}\n" in card
     columns, rows = scores_rows(report)
     assert columns == ["start", "1-align", "2-finetune"]
+    assert all(column in printed for column in columns)
+    assert {name for name, _ in rows} >= SCORES
     for name, cells in rows:
         assert f"| {name} | {' | '.join(cells)} |" in card
-        assert cells[-1] == f"{100 * second.after[name]:.2f}"
+        assert cells == [f"{100 * report.scores[column][name]:.2f}" for column in columns]
+        assert cells[-1] in printed
 
-    before = files_under(output)
+
+def test_a_finished_run_is_not_repeated_nor_replaced_unasked(finished, staged):
+    recipe, report = finished
+    before = files_under(recipe.output)
     assert run_stages(recipe, resume=True) == report
-    assert files_under(output) == before
     with pytest.raises(OutputError, match="holds another run"):
         run_stages(recipe)
-    changed = json.loads(json.dumps(staged))
-    changed["stages"][1]["optimizer"]["learning_rate"] = 0.5
+    staged["stages"][1]["optimizer"] = {"learning_rate": 0.5}
     with pytest.raises(OutputError, match=r"stages\.2\.optimizer\.learning_rate: 0\.001 then, 0\.5 now"):
-        run_stages(parsed(changed), resume=True)
+        run_stages(parsed(staged, output=str(recipe.output)), resume=True)
+    assert files_under(recipe.output) == before
 
 
-def test_a_run_killed_in_its_second_stage_goes_on_there_and_ends_with_the_same_bits(staged, environment, tmp_path):
-    staged["stages"][0]["max_steps"] = 2
-    reference = run_stages(parsed(staged, output=str(tmp_path / "uninterrupted")))
-    recipe_file = tmp_path / "recipe.yaml"
-    recipe_file.write_text(yaml.safe_dump(staged))
-    command = [sys.executable, "-m", "codiemb", "train", str(recipe_file)]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stderr:
-            if line.startswith("step 5/6"):
-                process.send_signal(signal.SIGKILL)
-                break
-        assert process.wait() == -signal.SIGKILL
-    output = Path(staged["output"])
-    assert not (output / "model.safetensors").exists()
-    finished = files_under(output / "1-align")
+def test_a_run_killed_in_its_second_stage_goes_on_there_and_ends_with_the_same_bits(finished, staged, tmp_path, capsys):
+    killed_at_step(3, run_stages, parsed(staged))
+    killed = Path(staged["output"])
+    assert not (killed / "model.safetensors").exists()
+    assert (killed / "2-finetune" / "training" / "checkpoint-2").is_dir()
 
-    resumed = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, check=True)
-    assert f"{output / '1-align'} holds the finished run: nothing to do." in resumed.stderr.replace("\n", "")
-    assert "checkpoint-4" in resumed.stderr
-    assert resumed.stdout.splitlines()[-1] == str(output)
-    assert "2-finetune" in resumed.stdout
-    assert files_under(output / "1-align") == finished
-    assert_same_weights(output, tmp_path / "uninterrupted")
-    assert json.loads((output / "training_report.json").read_text())["scores"] == reference.scores
+    # Somebody else's disk is as good.
+    output = tmp_path / "elsewhere" / "moved"
+    output.parent.mkdir()
+    killed.rename(output)
+    before = files_under(output / "1-align")
+    report = run_stages(parsed(staged, output=str(output)), resume=True)
+    told = capsys.readouterr().err.replace("\n", "")
+    assert f"{output / '1-align'} holds the finished run: nothing to do." in told
+    assert f"going on from {output / '2-finetune' / 'training' / 'checkpoint-2'}" in told
+    assert files_under(output / "1-align") == before
+    assert not killed.exists()
+
+    recipe, reference = finished
+    assert_same_weights(output, recipe.output)
+    assert report.scores == reference.scores
+    assert report.model == str(output)
+
+    again = tmp_path / "again"
+    output.rename(again)
+    assert run_stages(parsed(staged, output=str(again)), resume=True).model == str(again)
+
+
+def test_two_processes_end_with_the_weights_of_one(staged, tmp_path):
+    staged["stages"][1] |= {"max_steps": 2, "dropout": 0.0}
+    staged["stages"][0]["dropout"] = 0.0
+    single = run_stages(parsed(staged, output=str(tmp_path / "single")))
+    for stage in staged["stages"]:
+        stage["tasks"] = {
+            name: {**options, "batch_size": options["batch_size"] // 2} for name, options in stage["tasks"].items()
+        }
+    printed = on_two_ranks(tmp_path, run_stages, parsed(staged), CODIEMB_CACHE=str(tmp_path / "cache"))
+    assert [text.count("stage 2-finetune") for text in printed] == [1, 0]
+    expected = weights(single.model)
+    for name, tensor in weights(staged["output"]).items():
+        if not name.endswith("key.bias"):  # softmax ignores it: its gradient is rounding noise, which Adam scales up
+            assert (tensor - expected[name]).abs().max() < 1e-6, name
+    report = json.loads((Path(staged["output"]) / "training_report.json").read_text())
+    assert report["scores"]["2-finetune"] == pytest.approx(single.scores["2-finetune"], abs=1e-5)
 
 
 @pytest.fixture
@@ -138,12 +181,14 @@ def test_a_language_model_is_trained_first_and_scored_as_the_next_stage_reads_it
     assert set(report.scores["1-pretrain"]) >= SCORES
     columns, rows = scores_rows(report)
     assert columns == ["start", "1-pretrain", "2-align"]
-    start, trained, later = dict(rows)["perplexity"]
+    start, trained, later = dict(rows)["perplexity (clm)"]
     assert float(trained) < float(start)
     assert later == "–"
     assert dict(rows)["mean"][0] == "–"
     for stage in report.stages:
-        assert yaml.safe_load((Path(stage["directory"]) / "training" / "recipe.yaml").read_text())["seed"] == 7
+        assert (
+            yaml.safe_load((Path(report.model) / stage["name"] / "training" / "recipe.yaml").read_text())["seed"] == 7
+        )
     assert SentenceTransformer(report.model, device="cpu").encode("ba be").shape == (32,)
 
 
@@ -218,11 +263,29 @@ def test_an_override_names_its_stage_by_kind_or_number(staged, tmp_path):
         load_any_recipe(path, ["stages.finetune.seed=1"])
 
 
-def test_two_stages_of_a_kind_and_none_with_held_out_data(staged):
+def test_each_objective_of_pretraining_has_perplexities_of_its_own():
+    """Those of hidden tokens are no sequel to those of next ones."""
+    trained = {"name": "1-pretrain", "objective": "clm", "before": {"perplexity": 90}, "after": {"perplexity": 20}}
+    both_ways = {"name": "2-pretrain", "objective": "mntp", "before": {"perplexity": 80}, "after": {"perplexity": 30}}
+    further = {"name": "3-pretrain", "objective": "mntp", "before": {"perplexity": 30}, "after": {"perplexity": 25}}
+    columns, rows = scores_rows(StagedReport("run", [trained, both_ways, further], scores={}))
+    assert columns == ["start", "1-pretrain", "2-pretrain", "3-pretrain"]
+    assert rows == [
+        ("perplexity (clm)", ["90.00", "20.00", "–", "–"]),
+        ("perplexity (mntp)", ["–", "80.00", "30.00", "25.00"]),
+    ]
+
+
+def test_two_stages_of_a_kind_without_held_out_data_and_another_run_in_their_place(staged, tmp_path, capsys):
     staged["stages"] = [{**staged["stages"][0], "max_steps": 1}] * 2
-    staged["evaluation"] = None
-    report = run_stages(parsed(staged))
-    assert [stage["name"] for stage in report.stages] == ["1-align", "2-align"]
-    assert scores_rows(report) == ([], [])
-    again = run_stages(parsed(staged, seed=3), overwrite=True)
-    assert [stage["steps"] for stage in again.stages] == [1, 1]
+    del staged["evaluation"]
+    recipe_file = tmp_path / "recipe.yaml"
+    recipe_file.write_text(yaml.safe_dump(staged))
+    train_command(recipe_file, [], resume=False, overwrite=False)
+    output = Path(staged["output"])
+    assert capsys.readouterr().out.splitlines() == [str(output)]  # no table without scores
+    assert (output / "2-align" / "model.safetensors").exists()
+    again = run_stages(parsed(staged, stages=staged["stages"][:1]), overwrite=True)
+    assert [(stage["name"], stage["steps"]) for stage in again.stages] == [("1-align", 1)]
+    assert scores_rows(again) == ([], [])
+    assert not (output / "2-align").exists()

@@ -45,7 +45,8 @@ def train_command(
     if not isinstance(loaded, Recipe):
         staged = run_stages(loaded, resume=resume, overwrite=overwrite)
         if os.environ.get("RANK", "0") == "0":
-            Console().print(stages_table(staged))
+            if table := stages_table(staged):
+                Console().print(table)
             print(staged.model)
         return
     report = run(loaded, resume=resume, overwrite=overwrite)
@@ -56,11 +57,13 @@ def train_command(
     print(report.model)
 
 
-def stages_table(report: StagedReport) -> Table:
-    """Held-out scores after each stage, times 100, and the perplexity of language models."""
+def stages_table(report: StagedReport) -> Table | None:
+    """Held-out scores after each stage, times 100, and the perplexity of language models; None where none is known."""
     from codiemb.training.stages import scores_rows
 
     columns, rows = scores_rows(report)
+    if not columns:
+        return None
     table = Table(title="After each stage, on held-out data: nDCG@10 (retrieval) and Spearman (similarity), x100")
     table.add_column("")
     for heading in columns:

@@ -46,7 +46,7 @@ class RunDirectory:
 
     def __init__(self, recipe: RunRecipe) -> None:
         self.path = recipe.output
-        self.report = self.path / REPORT_FILE
+        self._report = self.path / REPORT_FILE
         self.state = self.path / "training"
         self.logs = self.state / "logs"
         self._recipe = recipe
@@ -76,11 +76,19 @@ class RunDirectory:
                 f"{self.path}: holds another run. Go on with it (--resume), replace it (--overwrite), or give another "
                 "directory (output=DIR)."
             )
-        elif changes := list(_changes(yaml.safe_load(self._recipe_file.read_text("utf-8")), _content(self._recipe))):
-            raise OutputError(
-                f"{self.path}: holds a run of another recipe: {'; '.join(changes)}. Resume with the recipe in "
-                f"{self._recipe_file}, or start anew with --overwrite."
-            )
+        else:
+            then = yaml.safe_load(self._recipe_file.read_text("utf-8"))
+            if changes := list(_changes(then, _moved(_content(self._recipe), then))):
+                raise OutputError(
+                    f"{self.path}: holds a run of another recipe: {'; '.join(changes)}. Resume with the recipe in "
+                    f"{self._recipe_file}, or start anew with --overwrite."
+                )
+
+    def finished(self) -> dict[str, Any] | None:
+        """The report of a run that is done, with `model` where it lies now; None while it is not."""
+        if not self._report.is_file():
+            return None
+        return {**json.loads(self._report.read_text(encoding="utf-8")), "model": str(self.path)}
 
     def prepare(self, *, overwrite: bool) -> None:
         """Make the directory this run's, and clear away what a killed process left half-written.
@@ -148,15 +156,30 @@ def _content(recipe: RunRecipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json")
 
 
+def _moved(now: dict[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
+    """`now`, with what a run that was moved has elsewhere as it was then.
+
+    That is the directory itself, and with it a model beside it, as a stage's is that of the one before.
+    """
+    beside = [
+        recipe.get("model") is not None and Path(recipe["model"]).parent == Path(recipe["output"]).parent
+        for recipe in (then, now)
+    ]
+    moved = {"output": then["output"]}
+    if all(beside) and Path(then["model"]).name == Path(now["model"]).name:
+        moved["model"] = then["model"]
+    return {**now, **moved}
+
+
 def _changes(then: Any, now: Any, key: str = "") -> Iterator[str]:
-    """Keys with another value, as `key: 1 then, 2 now`; the directory itself may have moved."""
+    """Keys with another value, as `key: 1 then, 2 now`."""
     if isinstance(then, dict) and isinstance(now, dict):
         for name in {**then, **now}:
             yield from _changes(then.get(name), now.get(name), f"{key}.{name}".lstrip("."))
     elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
         for number, (one, other) in enumerate(zip(then, now, strict=True), start=1):
             yield from _changes(one, other, f"{key}.{number}")
-    elif then != now and key != "output":
+    elif then != now:
         yield f"{key}: {then} then, {now} now"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import platform
@@ -112,9 +111,9 @@ def run(
 
     # Everything that can be wrong is looked at before anything is written.
     directory.check(resume=resume, overwrite=overwrite)
-    if resume and directory.report.is_file():
+    if resume and (finished := directory.finished()):
         say(f"{directory.path} holds the finished run: nothing to do.")
-        return TrainingReport(**json.loads(directory.report.read_text(encoding="utf-8")))
+        return TrainingReport(**finished)
     all_tables = read_tables(recipe)
     tables, verdicts = _consistent_tables(recipe, all_tables, keep_pairs, arguments, say)
     options: dict[str, TaskOptions] = {name: getattr(recipe.tasks, name) for name in TASKS}

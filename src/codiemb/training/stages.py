@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,9 @@ class StagedReport:
 
     Attributes:
         model: directory of the last stage's model.
-        stages: of each its name, directory, optimizer steps, tokens and seconds of training, and for pretrain the
-            held-out measures before and after. The stages' own reports lie in their directories.
+        stages: of each its name, which is that of its directory in the model's, optimizer steps, tokens and seconds
+            of training, and for pretrain its objective and the held-out measures before and after. The stages' own
+            reports lie in their directories.
         scores: held-out scores (0 to 1) by name, of the model that the first stage started from (`start`) and after
             each stage. What pretrain made is scored as the next stage loads it; without one to score it, it is absent.
         seconds: wall time of this process.
@@ -67,15 +68,15 @@ def run_stages(
     directory = RunDirectory(recipe)
     stages = recipe.resolved()
     directory.check(resume=resume, overwrite=overwrite)
-    if not resume or not directory.report.is_file():
-        for stage in stages:
-            with _named(stage):
-                _check(stage, overwrite)
+    finished = directory.finished() if resume else None
+    for stage in [] if finished else stages:
+        with _named(stage):
+            _check(stage, overwrite)
     console = (console or Console(stderr=True)) if rank() == 0 else Console(quiet=True)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    if resume and directory.report.is_file():
+    if finished:
         say(f"{directory.path} holds the finished run: nothing to do.")
-        return StagedReport(**json.loads(directory.report.read_text(encoding="utf-8")))
+        return StagedReport(**finished)
     wait_for_all_ranks()
     if rank() == 0:
         directory.prepare(overwrite=overwrite)
@@ -120,10 +121,11 @@ def _named(stage: Stage) -> Iterator[None]:
 
 
 def _summary(name: str, report: TrainingReport | PretrainReport) -> dict[str, Any]:
-    measured = {"before": report.before, "after": report.after} if isinstance(report, PretrainReport) else {}
+    measured: dict[str, Any] = {}
+    if isinstance(report, PretrainReport):
+        measured = {"objective": report.objective, "before": report.before, "after": report.after}
     return {
         "name": name,
-        "directory": report.model,
         "steps": report.steps,
         "tokens": report.tokens,
         "training_seconds": report.settings["training_seconds"],
@@ -144,20 +146,21 @@ def _scores(reports: Mapping[str, TrainingReport | PretrainReport]) -> dict[str,
 
 
 def scores_rows(report: StagedReport) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """The columns, and by row its name and cells: scores times 100, and the perplexity of language models."""
-    perplexities: dict[str, float] = {}
+    """The columns, and by row its name and cells: scores times 100, and for each objective of pretrain perplexities."""
+    perplexities: dict[str, dict[str, float]] = {}
     earlier = START
     for stage in report.stages:
         if "perplexity" in stage.get("after", {}):
-            perplexities.setdefault(earlier, stage["before"]["perplexity"])
-            perplexities[stage["name"]] = stage["after"]["perplexity"]
+            of_objective = perplexities.setdefault(f"perplexity ({stage['objective']})", {})
+            of_objective.setdefault(earlier, stage["before"]["perplexity"])
+            of_objective[stage["name"]] = stage["after"]["perplexity"]
         earlier = stage["name"]
-    measured = {**report.scores, **perplexities}
+    measured = {*report.scores, *chain(*perplexities.values())}
     columns = [name for name in (START, *(stage["name"] for stage in report.stages)) if name in measured]
     names = dict.fromkeys(name for scores in report.scores.values() for name in scores)
     rows = [(name, [_cell(report.scores.get(column, {}).get(name), 100) for column in columns]) for name in names]
-    if perplexities:
-        rows.append(("perplexity", [_cell(perplexities.get(column)) for column in columns]))
+    for name, of_objective in perplexities.items():
+        rows.append((name, [_cell(of_objective.get(column)) for column in columns]))
     return columns, rows
 
 
@@ -187,6 +190,6 @@ def _card(last: Path, output: Path, report: StagedReport) -> str:
     if columns:
         lines = [f"| {name} | {' | '.join(cells)} |" for name, cells in rows]
         head = f"| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}\n"
-        table += "\n\nHeld-out scores, times 100, after each stage:\n\n" + head + "\n".join(lines)
+        table += "\n\nHeld-out scores, times 100, and perplexities after each stage:\n\n" + head + "\n".join(lines)
     section = f"## Stages\n\nEach stage started from the model of the one before it.\n\n{table}\n\n"
     return card.replace("## Recipe\n", f"{section}## Recipe of the last stage\n", 1)

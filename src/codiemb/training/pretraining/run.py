@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import time
@@ -91,9 +90,9 @@ def pretrain(
 
     # Everything that can be wrong is looked at before anything is written.
     directory.check(resume=resume, overwrite=overwrite)
-    if resume and directory.report.is_file():
+    if resume and (finished := directory.finished()):
         say(f"{directory.path} holds the finished run: nothing to do.")
-        return PretrainReport(**json.loads(directory.report.read_text(encoding="utf-8")))
+        return PretrainReport(**finished)
     corpus_files([*recipe.corpus, *recipe.held_out.data])
     kept = directory.state / "tokenizer"  # a new one, so that a resumed run has the same
     if recipe.new_tokenizer is None:
