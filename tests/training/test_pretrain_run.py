@@ -2,14 +2,10 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from codiemb import backbones
@@ -23,6 +19,7 @@ from codiemb.training.resumable import checkpoint_step, last_checkpoint
 
 from .conftest import assert_same_weights, files_under, weights
 from .pretraining_world import YOUTU, content, sentences, write_corpus
+from .processes import killed_at_step, on_two_ranks
 
 TEXTS = sentences(0, 60)
 UNFIT = {
@@ -126,28 +123,20 @@ def test_the_result_is_a_plain_language_model_that_becomes_an_embedding_model(tr
 
 
 @pytest.mark.parametrize("objective", ["clm", "mntp"])
-def test_a_killed_and_resumed_run_ends_with_the_same_weights(objective, make, environment, tmp_path):
+def test_a_killed_and_resumed_run_ends_with_the_same_weights(objective, make, tmp_path):
     changes = {
         "objective": objective,
-        "max_steps": 34,  # the second epoch and part of a third
+        "max_steps": 14,  # two epochs and part of a third
         "accumulation": 2,
-        "checkpoints": {"every": 9},
-        "held_out": {"share": 0.2, "every": 9},
+        "checkpoints": {"every": 4},
+        "held_out": {"share": 0.2, "every": 4},
     }
     reference = pretrain(make(**changes, output=str(tmp_path / "uninterrupted")))
+    assert 2 < reference.history[-1]["epoch"] < 3
 
     interrupted = make(**changes)
-    recipe_file = tmp_path / "recipe.yaml"
-    recipe_file.write_text(yaml.safe_dump(interrupted.model_dump(mode="json", exclude_unset=True)))
-    command = [sys.executable, "-m", "codiemb", "pretrain", str(recipe_file)]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stderr:
-            if line.startswith("step 21/"):
-                process.send_signal(signal.SIGKILL)
-                break
-        assert process.wait() == -signal.SIGKILL
-    done = checkpoint_step(last_checkpoint(interrupted.output / "training"))
-    assert done in (18, 27)
+    killed_at_step(10, pretrain, interrupted)  # in the middle of the second
+    assert checkpoint_step(last_checkpoint(interrupted.output / "training")) == 8
     assert not (interrupted.output / "model.safetensors").exists()
 
     report = pretrain(interrupted, resume=True)
@@ -192,18 +181,13 @@ def test_steps_do_not_depend_on_how_they_are_divided(make, tmp_path):
             torch.testing.assert_close(actual[key], tensor, rtol=0, atol=2e-4)
 
 
-def test_two_processes_end_with_the_weights_of_one(make, environment, tmp_path):
-    changes = {"epochs": 2, "config": {**YOUTU, "attention_dropout": 0.0}, "held_out": {"share": 0.2, "every": 6}}
+def test_two_processes_end_with_the_weights_of_one(make, tmp_path):
+    changes = {"epochs": 1, "config": {**YOUTU, "attention_dropout": 0.0}, "held_out": {"share": 0.2, "every": 6}}
     single = pretrain(make(**changes, batch_size=6, output=str(tmp_path / "single")))
-    recipe_file = tmp_path / "recipe.yaml"
     two = make(**changes, batch_size=3)
-    recipe_file.write_text(yaml.safe_dump(two.model_dump(mode="json", exclude_unset=True)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "codiemb", "pretrain", str(recipe_file)]
     # A cache of its own: both ranks tokenise at once, one trains the tokenizer.
-    environment = {**environment, "CODIEMB_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
+    printed = on_two_ranks(tmp_path, pretrain, two, CODIEMB_CACHE=str(tmp_path / "cache"))
+    assert ["watch it" in text for text in printed] == [True, False]
     expected = weights(single.model)
     for name, tensor in weights(two.output).items():
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
@@ -214,7 +198,6 @@ def test_two_processes_end_with_the_weights_of_one(make, environment, tmp_path):
     assert report["after"] == pytest.approx(single.after, rel=1e-4)
     losses = [[e["clm/loss"] for e in history if "clm/loss" in e] for history in (report["history"], single.history)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    assert done.stdout.count(str(two.output)) == 1
     assert not list((tmp_path / "cache").rglob(".*"))
 
 
