@@ -69,6 +69,7 @@ def embed_rows(
     precision: Precision = "float32",
     keep_text: bool = False,
     overwrite: bool = False,
+    known_fingerprint: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> BulkResult:
     """Embed rows into a `.npy`, `.parquet` or `.jsonl` file, going on with what a stopped run left.
@@ -81,6 +82,7 @@ def embed_rows(
         instruction: a text or a task's name; the model's own prompt for `side` if None.
         keep_text: write the texts too (not to `.npy`).
         overwrite: replace an output of that name, and drop parts that cannot be gone on with.
+        known_fingerprint: the model's, where the caller has it, since taking it reads all weights.
         on_progress: called with rows and tokens just done; (rows, 0) once for those of a stopped run.
     Raises:
         BulkError: the output is there, or parts were made otherwise, or another run writes them.
@@ -91,7 +93,7 @@ def embed_rows(
         raise BulkError(f"{output}: is there already. Choose another name, or replace it with overwrite (--overwrite).")
     output.parent.mkdir(parents=True, exist_ok=True)
     settings = {
-        "model": fingerprint(model),
+        "model": known_fingerprint or fingerprint(model),
         "prompt": model.prompt_for(side, instruction),
         "max_length": model.embedding_pass.max_length,
         "compute": str(model.embedding_pass.precision).removeprefix("torch."),

@@ -2,6 +2,8 @@ import json
 
 import pytest
 
+from codiemb.curation.mining import report
+
 PAIRS = [
     ("How do I make bread?", "Feed the starter for a week."),
     ("去上海的火车几点开？", "去上海的火车九点开。"),
@@ -18,7 +20,9 @@ def mine(tiny_model_directory, run_codiemb, tmp_path, monkeypatch):
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "corpus.txt").write_text("\n".join([*CORPUS, *(positive for _, positive in PAIRS)]))
 
-    def run(*arguments):
+    def run(*arguments, plot=False):
+        if not plot:  # it takes longer than all the rest
+            monkeypatch.setattr(report._Tally, "plot", lambda *_: b"")
         common = ("--data", "data.jsonl", "--corpus", "corpus.txt", "-o", "out.jsonl", "--cache", "cache")
         return run_codiemb("mine", tiny_model_directory, *common, "--device", "cpu", *arguments)
 
@@ -26,7 +30,7 @@ def mine(tiny_model_directory, run_codiemb, tmp_path, monkeypatch):
 
 
 def test_the_command(mine, tmp_path):
-    status, out, err = mine("-n", "3", "--miner", "dense", "--miner", "bm25", "--no-share")
+    status, out, err = mine("-n", "3", "--miner", "dense", "--miner", "bm25", "--no-share", plot=True)
     assert (status, err) == (0, "")
     assert "9 negatives for 3 rows in out.jsonl" in out
     assert "a known positive of the query" in out
@@ -34,6 +38,15 @@ def test_the_command(mine, tmp_path):
     assert [row["query"][2] for row in rows] == [query for query, _ in PAIRS]
     assert all(text in CORPUS + [positive for _, positive in PAIRS] for row in rows for _, _, text in row["negatives"])
     assert (tmp_path / "out.mining" / "report.md").is_file()
+    assert "asked for" not in out
+
+
+def test_too_few_negatives_are_explained(mine):
+    out = mine("--min-score", "0.99999", "--no-share")[1]
+    assert (
+        "3 of 3 rows got fewer negatives than the 7 that were asked for, 3 of them none. Deeper ranks (--depth)" in out
+    )
+    assert "score below min_score (lower --min-score)." in out
 
 
 def test_the_report_as_json(mine):

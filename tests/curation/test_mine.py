@@ -1,13 +1,14 @@
 """Mining from files to a file: against a brute-force search, after a stop, and with all kinds of miners."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 from tiny_models import TEXTS, wordpiece_tokenizer
 from transformers import BertConfig, BertForSequenceClassification
 
-from codiemb.curation.mining import Miner, MiningError, MiningOptions, mine, windows
+from codiemb.curation.mining import Miner, MiningError, MiningOptions, dense, mine, report, windows
 from codiemb.curation.mining.dense import DenseMiner
 from codiemb.curation.mining.judges import cross_encoder
 from codiemb.curation.mining.pool import TextPool
@@ -62,15 +63,23 @@ def corpus(tmp_path):
     return write(tmp_path / "corpus.jsonl", rows)
 
 
-@pytest.fixture
-def run(model, data, corpus, tmp_path):
-    """Mines into `name` with vectors kept in a cache of this test."""
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
 
-    def mined(name="out.jsonl", options=None, *, source=data, documents=(corpus,), **more):
+
+@pytest.fixture
+def run(model, data, corpus, cache, tmp_path, monkeypatch):
+    """Mines into `name`; the tests share vectors, and most draw no plot, which takes longer than all the rest."""
+
+    def mined(name="out.jsonl", options=None, *, source=data, documents=(corpus,), plot=False, **more):
         options = MiningOptions(**(PLAIN if options is None else options))
         output = tmp_path / name
-        common = {"model_name": "tiny", "corpus": documents, "cache": tmp_path / "cache", **more}
-        return mine(model, source, output, options=options, **common)
+        common = {"model_name": "tiny", "corpus": documents, "cache": cache, **more}
+        with monkeypatch.context() as patched:
+            if not plot:
+                patched.setattr(report._Tally, "plot", lambda *_: b"")
+            return mine(model, source, output, options=options, **common)
 
     return mined
 
@@ -102,7 +111,7 @@ def test_negatives_are_the_nearest_that_do_not_answer(run, model):
 
 
 def test_provenance_says_where_each_negative_comes_from(run, model):
-    result = run()
+    result = run(plot=True)
     records = lines(result.directory / "provenance.jsonl")
     assert [record["row"] for record in records] == list(range(8))
     assert [record["query"] for record in records] == [query for query, _ in PAIRS]
@@ -174,10 +183,36 @@ def test_approximate_indexes_give_the_same_scores(run, kind):
 
 
 def test_fewer_than_asked_are_counted_and_not_padded(run):
-    result = run(options={**PLAIN, "min_score": 0.999999})
-    assert result.report.negatives < 24
-    assert result.report.short_rows == sum(len(row["negatives"]) < 3 for row in lines(result.output)[:-1]) > 0
-    assert sum(result.report.per_row.values()) == 8
+    scores = [one["score"] for record in lines(run().directory / "provenance.jsonl") for one in record["negatives"]]
+    result = run("fewer.jsonl", options={**PLAIN, "min_score": float(np.median(scores))})
+    found = result.report
+    counts = [len(row["negatives"]) for row in lines(result.output)[:-1]]
+    assert found.negatives == sum(counts) < 24
+    assert found.short_rows == sum(count < 3 for count in counts) > 0
+    assert sum(found.per_row.values()) == 8
+    # A short row looks at all 11 documents, less its positive, if that is among them.
+    below = found.short_reasons["score below min_score"]
+    known = found.short_reasons.get("a known positive of the query", 0)
+    assert below == sum(11 - count for count in counts if count < 3) - known
+    page = (result.directory / "report.md").read_text()
+    assert (
+        f"{found.short_rows} of 8 rows got fewer negatives than the 3 that were asked for, {counts.count(0)} of" in page
+    )
+    assert f"kept out: {below} score below min_score (lower --min-score)." in page
+    assert "asked for" not in (result.output.parent / "out.mining" / "report.md").read_text()
+
+
+def test_positives_no_nearer_than_random_pairs_are_reported(run, tmp_path):
+    """Every text is a positive of another row, so that some are nearer than random pairs and some are not."""
+    texts = [*DISTRACTORS, PAIRS[0][1]]
+    source = write(tmp_path / "crossed.jsonl", rows_of(zip([query for query, _ in PAIRS], texts, strict=False)))
+    result = run(source=source, options={**PLAIN, "share": 0.9})
+    records = lines(result.directory / "provenance.jsonl")
+    chance = result.report.about["chance"]
+    weak = sum(record["positives"][0]["score"] <= chance for record in records)
+    assert result.report.weak_rows == weak
+    assert 0 < weak < 8
+    assert f"{weak} rows have a positive that scores no higher" in (result.directory / "report.md").read_text()
 
 
 def test_notes_are_kept_and_answers_respected(run, tmp_path):
@@ -289,7 +324,7 @@ def test_a_cross_encoder_needs_one_score(run, reranker, model):
 # -- prompts ---------------------------------------------------------------------------------------------------------
 
 
-def test_each_query_is_read_with_its_instruction(tiny_model_directory, tmp_path):
+def test_each_query_is_read_with_its_instruction(tiny_model_directory, tmp_path, monkeypatch):
     model = LLMEmbeddingModel(tiny_model_directory, device="cpu", compute="fp32", template="e5-instruct")
     rows = [
         {"query": ["Find the answer.", "", "bread"], "positives": ["x"]},
@@ -306,6 +341,11 @@ def test_each_query_is_read_with_its_instruction(tiny_model_directory, tmp_path)
     np.testing.assert_allclose(miner.queries, expected, atol=1e-5)
     assert np.abs(expected[0] - expected[2]).max() > 1e-3
     np.testing.assert_allclose(miner.vectors, model.encode_document(TEXTS), atol=1e-5)
+
+    asked, numbers = np.array([0, 2, 1, 0, 2]), np.array([3, 0, 5, 0, 5])
+    monkeypatch.setattr(dense, "_PAIRS", 2)  # scored in three blocks
+    expected = np.einsum("nd,nd->n", miner.queries[asked], miner.vectors[numbers])
+    np.testing.assert_allclose(miner.scores(asked, numbers), expected, atol=1e-6)
 
 
 # -- stopping, going on, and the cache -------------------------------------------------------------------------------
@@ -357,8 +397,22 @@ def test_a_stopped_run_with_other_settings_is_not_gone_on_with(run, small_window
     assert result.resumed == 0
 
 
-def test_vectors_are_computed_once(run, model, monkeypatch):
-    first = run()
+def test_a_stopped_run_is_not_gone_on_with_by_miners_in_another_order(run, model, small_windows):
+    miners = [Miner("dense", model), Miner("bm25", None)]
+    with pytest.raises(Stop):
+        run(miners=miners, on_progress=stop_after(1))
+    with pytest.raises(MiningError, match=r"other settings \(miners: "):
+        run(miners=miners[::-1])
+
+
+def test_vectors_are_computed_once_and_weights_read_once(run, model, monkeypatch, tmp_path):
+    taken = []
+    monkeypatch.setattr(dense, "fingerprint", lambda model: taken.append(model) or "0" * 32)
+    monkeypatch.setattr("codiemb.bulk.fingerprint", lambda _: pytest.fail("weights read again"))
+    first = run(cache=tmp_path / "cache")
+    assert len(taken) == 1
+    monkeypatch.undo()
+    run("before.jsonl")
     monkeypatch.setattr(type(model.embedding_pass), "encode_windows", lambda *_, **__: pytest.fail("embedded again"))
     assert run("again.jsonl").report.scores == first.report.scores
     monkeypatch.setattr(model, "template", model.template.__class__(query="other: "))
@@ -369,7 +423,7 @@ def test_vectors_are_computed_once(run, model, monkeypatch):
 # -- errors ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_done_is_refused_first(run, data, tmp_path, model):
+def test_what_cannot_be_done_is_refused_first(run, data, tmp_path, model, monkeypatch):
     with pytest.raises(DataError, match="expected a name that ends in"):
         run("out.csv")
     with pytest.raises(MiningError, match="is one of the data files"):
@@ -380,6 +434,13 @@ def test_what_cannot_be_done_is_refused_first(run, data, tmp_path, model):
         run(options={**PLAIN, "relabel_above": 0.5})
     with pytest.raises(MiningError, match="no rows of ir or reranking"):
         run(source=write(tmp_path / "sts.jsonl", [STS_ROW]))
+    with pytest.raises(MiningError, match="no documents to mine: all are blank or have control characters"):
+        run(documents=[write(tmp_path / "blank.jsonl", [{"text": " "}])])
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "jieba", None)
+        patched.setattr(TextPool, "build", lambda *_: pytest.fail("work before the refusal"))
+        with pytest.raises(ModuleNotFoundError, match=r"jieba.*codiemb\[curation\]"):
+            run(miners=[Miner("dense", model), Miner("bm25", None)], words="jieba")
     bad = write(tmp_path / "bad.jsonl", [{"query": "a", "positives": []}])
     with pytest.raises(DataError, match=r"bad.jsonl:1: positives"):
         run(source=bad)

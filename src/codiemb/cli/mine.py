@@ -149,8 +149,7 @@ def mine_command(
 
     Beside OUT comes a directory OUT.mining with report.md (counts, examples), scores.png (are negatives below their
     positives?), report.json and provenance.jsonl (who found each negative, at which rank). If rows lack negatives,
-    raise --depth or --share; if rejected candidates look harmless, raise --share; if negatives look like answers,
-    lower it or raise --skip.
+    the report says what kept candidates out; if negatives look like answers, lower --share or raise --skip.
     """
     from codiemb.curation.mining import mine
 
@@ -241,6 +240,8 @@ def _cross_encoder(name: str | None, device: str | None, max_length: int | None)
 
 
 def _print_summary(result: MiningResult) -> None:
+    from codiemb.curation.mining.page import shortfall
+
     report = result.report
     console = Console()
     table = Table("score", "texts", "mean", "5 %", "50 %", "95 %")
@@ -257,8 +258,7 @@ def _print_summary(result: MiningResult) -> None:
         lines.append(f"{result.resumed:,} rows were there from a stopped run")
     if report.relabelled:
         lines.append(f"{report.relabelled:,} candidates became positives")
-    if report.short_rows:
-        lines.append(f"{report.short_rows:,} rows got fewer negatives than were asked for")
+    lines += shortfall(report.to_dict())
     mined = report.about["mined_rows"]
     lines.append(f"{report.negatives:,} negatives for {mined:,} rows in {result.output}")
     lines.append(f"report: {result.directory / 'report.md'}")

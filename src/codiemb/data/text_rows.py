@@ -126,7 +126,8 @@ def _parquet_rows(source: str, field: str) -> Iterator[tuple[int, TextRow | RowE
         names = file.schema_arrow.names
         if field not in names:
             raise DataError(
-                f"{source}: no column {field!r}; it has {', '.join(names)}. Name one of these as the text field (--text-field)."
+                f"{source}: no column {field!r}; it has {', '.join(names)}. Name one of these as the text field "
+                "(--text-field)."
             )
         columns = [field, *[name for name in ID_FIELDS if name in names and name != field][:1]]
         batches = file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns)

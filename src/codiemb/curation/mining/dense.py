@@ -26,6 +26,7 @@ from codiemb.search.vectors import VectorIndex
 OnProgress = Callable[[str, int, int], None]
 
 _BLOCK = 65536  # vectors at a time
+_PAIRS = 8192  # of a query and a text that are scored at a time
 _VECTORS_FILE = "vectors.npy"
 
 
@@ -53,7 +54,8 @@ class DenseMiner:
         on_progress: OnProgress | None = None,
     ) -> None:
         self.name = name
-        self.identity = _identity(model)
+        known = fingerprint(model)
+        self.identity = _identity(model, known)
 
         def documents() -> Iterable[tuple[str, str]]:
             return ((text.instruction, text.full) for text in pool.texts())
@@ -61,9 +63,9 @@ class DenseMiner:
         def asked() -> Iterable[tuple[str, str]]:
             return zip(queries.instructions, queries.texts, strict=True)
 
-        embedding = _Embedding(model, f"{name}: documents", len(pool), "document", on_progress)
+        embedding = _Embedding(model, known, f"{name}: documents", len(pool), "document", on_progress)
         self.vectors = embedding.vectors(documents, pool.directory / self.identity)
-        embedding = _Embedding(model, f"{name}: queries", len(queries), "query", on_progress)
+        embedding = _Embedding(model, known, f"{name}: queries", len(queries), "query", on_progress)
         self.queries = embedding.vectors(asked, root / f"queries-{queries.digest()}" / self.identity)
         candidates = self.vectors[: pool.counts.candidates]
         chosen = choose_kind(len(candidates)) if kind == "auto" else kind
@@ -76,18 +78,28 @@ class DenseMiner:
     def scores(self, query_numbers: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """Cosines of pairs, (pairs,) float64."""
         order = np.argsort(numbers, kind="stable")  # a mapped file is read in its order
-        documents = np.empty((len(numbers), self.vectors.shape[1]), dtype=np.float32)
-        documents[order] = self.vectors[numbers[order]]
-        return np.einsum("nd,nd->n", documents, self.queries[query_numbers], dtype=np.float64)
+        found = np.empty(len(numbers), dtype=np.float64)
+        for start in range(0, len(order), _PAIRS):
+            block = order[start : start + _PAIRS]
+            documents, queries = self.vectors[numbers[block]], self.queries[query_numbers[block]]
+            found[block] = np.einsum("nd,nd->n", documents, queries, dtype=np.float64)
+        return found
 
 
 class _Embedding:
     """Embeds texts of one side, and keeps the vectors."""
 
     def __init__(
-        self, model: LLMEmbeddingModel, stage: str, count: int, side: Side, on_progress: OnProgress | None
+        self,
+        model: LLMEmbeddingModel,
+        known_fingerprint: str,
+        stage: str,
+        count: int,
+        side: Side,
+        on_progress: OnProgress | None,
     ) -> None:
         self._model = model
+        self._fingerprint = known_fingerprint
         self._stage = stage
         self._count = count
         self._side: Side = side
@@ -118,7 +130,15 @@ class _Embedding:
                 wanted = np.zeros(self._count, dtype=bool)
                 wanted[numbers] = True
                 rows = (TextRow(None, text) for (_, text), take in zip(texts(), wanted, strict=True) if take)
-                embed_rows(self._model, rows, part, side=self._side, instruction=instruction, on_progress=self._advance)
+                embed_rows(
+                    self._model,
+                    rows,
+                    part,
+                    side=self._side,
+                    instruction=instruction,
+                    known_fingerprint=self._fingerprint,
+                    on_progress=self._advance,
+                )
             elif self._on_progress:
                 self._on_progress(self._stage, len(numbers), self._count)
             raw = np.load(part, mmap_mode="r")
@@ -140,10 +160,10 @@ class _Embedding:
             self._on_progress(self._stage, rows, self._count)
 
 
-def _identity(model: LLMEmbeddingModel) -> str:
+def _identity(model: LLMEmbeddingModel, known_fingerprint: str) -> str:
     """16 hex digits of all that a model's vectors depend on."""
     settings = {
-        "fingerprint": fingerprint(model),
+        "fingerprint": known_fingerprint,
         "max_length": model.embedding_pass.max_length,
         "compute": str(model.embedding_pass.precision),
         "dimension": min(model.truncate_dim or 2**31, model.embedding_pass.dimension),

@@ -84,7 +84,7 @@ def mine(
     """
     options = options or MiningOptions()
     miners = miners or [Miner(model_name, model)]
-    files = _checked(data, output, miners, cross_encoder, options, overwrite)
+    files = _checked(data, output, miners, cross_encoder, options, words, overwrite)
     root = cache or cache_root() / "mining"
     directory = report_directory(output)
     with ExitStack() as stack:
@@ -99,6 +99,8 @@ def mine(
         pool = _pool(root, files, queries, corpus, text_field, options)
         if not queries.mined_rows:
             raise MiningError(f"There are no rows of {' or '.join(MINED_TASKS)} to mine for.")
+        if not pool.counts.candidates:
+            raise MiningError("There are no documents to mine: all are blank or have control characters.")
         run = WindowMiner(
             model, model_name, miners, cross_encoder, pool, queries, options, words, kind, root, on_progress
         )
@@ -135,6 +137,7 @@ def _checked(
     miners: Sequence[Miner],
     cross_encoder: Any,
     options: MiningOptions,
+    words: Words,
     overwrite: bool,
 ) -> list[Path]:
     """The data files, after all that can be refused before any work."""
@@ -149,7 +152,10 @@ def _checked(
         raise MiningError(f"Two miners have one name: {', '.join(names)}. Give each once.")
     if options.relabel_above is not None and cross_encoder is None:
         raise MiningError("relabel_above is for a cross-encoder, which is not given (--cross-encoder MODEL).")
-    for module in ("faiss", "matplotlib.figure"):
+    needed = ["faiss", "matplotlib.figure"]
+    if any(miner.model is None for miner in miners):
+        needed += ["bm25s", "jieba"] if words == "jieba" else ["bm25s"]
+    for module in needed:
         require(module, "curation")  # rather now than after hours of embedding
     return files
 

@@ -5,6 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from codiemb.curation.mining.selection import (
+    ABOVE_MAX,
+    BELOW_MIN,
+    MARGIN,
+    NEAR_NEGATIVE,
+    NEAR_POSITIVE,
+    SHARE,
+    WINDOW,
+)
+
+#: What lets more candidates pass, by the reason that kept them out.
+_LOOSEN = {
+    WINDOW: "lower --skip",
+    ABOVE_MAX: "raise --max-score",
+    BELOW_MIN: "lower --min-score",
+    MARGIN: "lower --margin",
+    SHARE: "raise --share, or --no-share",
+    NEAR_POSITIVE: "raise --near-duplicate",
+    NEAR_NEGATIVE: "raise --near-duplicate",
+}
+
 _LONGEST = 160  # characters of a text that are shown
 _SHOWN_NEGATIVES = 4
 
@@ -14,15 +35,34 @@ def page(report: Mapping[str, Any], plot: str) -> str:
     return "\n".join(_lines(report, plot)) + "\n"
 
 
+def shortfall(report: Mapping[str, Any]) -> Iterator[str]:
+    """How many rows got too few negatives, and what to loosen; nothing if none did."""
+    about = report["about"]
+    if report["short_rows"]:
+        yield (
+            f"{report['short_rows']:,} of {about['mined_rows']:,} rows got fewer negatives than the "
+            f"{about['options']['negatives']} that were asked for, {report['per_row'].get('0', 0):,} of them none. "
+            "Deeper ranks (--depth), another --miner or a larger corpus may hold more."
+        )
+        kept_out = sorted(((report["short_reasons"].get(reason, 0), reason) for reason in _LOOSEN), reverse=True)
+        if shown := [f"{count:,} {reason} ({_LOOSEN[reason]})" for count, reason in kept_out if count]:
+            yield f"Their candidates that were kept out: {'; '.join(shown)}."
+    if report["weak_rows"]:
+        yield (
+            f"{report['weak_rows']:,} rows have a positive that scores no higher than random pairs: either their "
+            "labels are wrong, or the model is, and its filters say little about them (--no-share, --cross-encoder)."
+        )
+
+
 def _lines(report: Mapping[str, Any], plot: str) -> Iterator[str]:
     about = report["about"]
     yield "# Mined negatives"
     yield ""
     yield (
         f"{report['negatives']:,} negatives for {about['mined_rows']:,} rows ({about['queries']:,} queries), out of "
-        f"{about['documents']:,} documents. {report['short_rows']:,} rows got fewer than the "
-        f"{about['options']['negatives']} that were asked for."
+        f"{about['documents']:,} documents."
     )
+    yield from (f"\n{line}" for line in shortfall(report))
     if about["duplicate_documents"] or about["unusable_documents"]:
         yield (
             f"\nOf the documents {about['duplicate_documents']:,} were left out as duplicates and "

@@ -120,6 +120,7 @@ class _Collected:
                 continue
             self._seen.add(own)
             self.keys.append(own)
+            self.digest.update(own.to_bytes(8, "little"))  # or keys of an older `normalise` would be found again
             for part in (document.id, *text):
                 data = part.encode("utf-8", "surrogatepass")
                 self.digest.update(len(data).to_bytes(8, "little") + data)

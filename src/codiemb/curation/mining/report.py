@@ -46,6 +46,8 @@ class Report:
         about: settings, and what was read.
         negatives: that were found; `per_row` says how many rows have how many.
         short_rows: rows with fewer negatives than were asked for.
+        short_reasons: as `rejected`, of those rows only: what to loosen.
+        weak_rows: rows with a positive that scores no higher than `chance`, where that is measured.
         relabelled: candidates that became positives.
         looked_at: candidates that were looked at until a row had enough; each was taken, relabelled or rejected.
         rejected: candidates by reason. A known positive, the query itself and ranks before the window are counted for
@@ -61,6 +63,8 @@ class Report:
     negatives: int
     per_row: dict[str, int]
     short_rows: int
+    short_reasons: dict[str, int]
+    weak_rows: int
     relabelled: int
     looked_at: int
     rejected: dict[str, int]
@@ -112,8 +116,10 @@ class _Tally:
         self._every = max(1, rows // _EXAMPLES)
         self._wanted = wanted
         self._positives, self._negatives, self._gaps = array("d"), array("d"), array("d")
+        self._lowest = array("d")  # positive of each row
         self._per_row: Counter[int] = Counter()
         self._rejected: Counter[str] = Counter()
+        self._short_reasons: Counter[str] = Counter()
         self._found_by: Counter[str] = Counter()
         self._relabelled = self._looked_at = 0
         self._examples: list[dict[str, Any]] = []
@@ -123,6 +129,7 @@ class _Tally:
         for place, record in enumerate(records):
             positives = [positive["score"] for positive in record["positives"]]
             self._positives.extend(positives)
+            self._lowest.append(min(positives))
             for negative in record["negatives"]:
                 self._negatives.append(negative["score"])
                 self._gaps.append(min(positives) - negative["score"])
@@ -132,6 +139,8 @@ class _Tally:
             self._looked_at += record["looked_at"]
             for reason, found in record["rejected"].items():
                 self._rejected[reason] += found["count"]
+                if len(record["negatives"]) < self._wanted:
+                    self._short_reasons[reason] += found["count"]
                 if found["first"]["score"] is not None:  # not looked at: what is known needs no example
                     self._rejections.setdefault(reason, record)
             if place % self._every == 0 and len(self._examples) < _EXAMPLES:
@@ -145,9 +154,11 @@ class _Tally:
             negatives=len(self._negatives),
             per_row={str(count): rows for count, rows in sorted(self._per_row.items())},
             short_rows=sum(rows for count, rows in self._per_row.items() if count < self._wanted),
+            short_reasons=_by_reason(self._short_reasons),
+            weak_rows=int((np.frombuffer(self._lowest) <= about["chance"]).sum()) if about["chance"] else 0,
             relabelled=self._relabelled,
             looked_at=self._looked_at,
-            rejected={reason: self._rejected[reason] for reason in REASONS if self._rejected[reason]},
+            rejected=_by_reason(self._rejected),
             found_by=dict(self._found_by.most_common()),
             scores={name: _summary(values) for name, values in scores.items() if values},
             above_positive=int((np.frombuffer(self._gaps) < 0).sum()) if self._gaps else 0,
@@ -161,7 +172,8 @@ class _Tally:
         """Histograms of the scores as a PNG file."""
         figure = require("matplotlib.figure", "curation").Figure(figsize=(7.5, 3.4), layout="constrained")
         panel = figure.subplots()
-        positives, negatives = np.frombuffer(self._positives), np.frombuffer(self._negatives)
+        # Rounded, since numpy makes no bins of scores that differ by less than a double holds.
+        positives, negatives = (np.frombuffer(values).round(6) for values in (self._positives, self._negatives))
         edges = np.histogram_bin_edges(np.concatenate([positives, negatives]), bins=80)
         for label, values, colour in (("positives", positives, _POSITIVE), ("negatives", negatives, _NEGATIVE)):
             if len(values):
@@ -204,6 +216,10 @@ class _Shown:
 
     def _with_text(self, found: Mapping[str, Any]) -> dict[str, Any]:
         return {**found, "text": self._pool.text(found["document"]).full}
+
+
+def _by_reason(counts: Counter[str]) -> dict[str, int]:
+    return {reason: counts[reason] for reason in REASONS if counts[reason]}
 
 
 def _summary(values: array[float]) -> Scores:

@@ -83,7 +83,7 @@ class WindowMiner:
             "data": self._queries.data_digest,
             "pool": self._pool.directory.name,
             "asked": self._queries.digest(),
-            "miners": {name: miner.identity for name, miner in self._miners.items()},
+            "miners": [[name, miner.identity] for name, miner in self._miners.items()],  # their order breaks ties
             "judge": {"kind": self._judge.kind, "identity": self._judge.identity},
             "index": self._kind,
             "options": self._options.model_dump(),
