@@ -63,6 +63,38 @@ def test_rows_that_are_linked_through_others_stay_together(tmp_path):
     assert len({name for name, rows in parts.items() for row in rows if row["query"].startswith("问")}) == 1
 
 
+def test_by_pair_negatives_link_nothing(tmp_path):
+    chain = [ir(f"问{i}", f"答{i}", negatives=[f"答{i + 1}"]) for i in range(9)]
+    linked = [*chain, ir("问9", "答0。"), ir("问0？", "答9")]
+    source = write(tmp_path / "all.jsonl", *linked)
+    report, parts = run(source, tmp_path, {"train": 0.0, "dev": 0.3}, by="pair")
+    assert report.details == {
+        "groups": 9,
+        "largest_group": 3,
+        "rows_by_data_set": {f"{source}:ir": {"train": 8, "dev": 3}},
+    }
+    assert not texts(parts["train"], "query", "positives") & texts(parts["dev"], "query", "positives")
+
+
+def test_candidates_of_pairs_are_no_negatives(tmp_path):
+    low = {"task_type": "sts", "query": "句0", "positives": [], "negatives": ["句1"], "negative_scores": [0.5]}
+    source = write(tmp_path / "all.jsonl", low, sts("句1", "句2", 1), *(sts(f"甲{i}", f"乙{i}", 1) for i in range(6)))
+    assert run(source, tmp_path, {"train": 0.0, "dev": 0.3}, by="pair")[0].details["largest_group"] == 2
+
+
+def test_a_prefix_hides_nothing(tmp_path):
+    rows = [ir(["", "标题：", "同一个"], "一"), ir("同一个", "二"), ir("另一个", "三")]
+    report, _ = run(write(tmp_path / "all.jsonl", *rows), tmp_path, {"train": 0.0, "dev": 1})
+    assert report.details["groups"] == 2
+
+
+def test_a_large_group_goes_where_it_fits(tmp_path):
+    rows = [ir(f"问{i}", "同一个答案" if i < 28 else f"答{i}") for i in range(40)]
+    for seed in range(5):
+        _, parts = run(write(tmp_path / "all.jsonl", *rows), tmp_path, {"dev": 0.2, "train": 0.0}, seed=seed)
+        assert {name: len(part) for name, part in parts.items()} == {"train": 32, "dev": 8}
+
+
 def test_by_group_and_seed(source, tmp_path):
     rows = [row for row in read(source) if row["task_type"] == "ir"]
     only_ir = write(tmp_path / "ir.jsonl", *rows)

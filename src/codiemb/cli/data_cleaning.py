@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class OnError(str, Enum):
     """What to do about bad rows."""
 
-    report = "raise"
+    raise_ = "raise"
     skip = "skip"
 
 
@@ -61,6 +61,7 @@ class By(str, Enum):
     """What must not be in two splits."""
 
     text = "text"
+    pair = "pair"
     query = "query"
     document = "document"
     group = "group"
@@ -113,7 +114,7 @@ def dedupe_command(
     ] = Keep.first,
     threshold: Annotated[float, typer.Option(help="Jaccard similarity from which texts are near.")] = 0.8,
     simplify: Simplify = False,
-    on_error: BadRows = OnError.report,
+    on_error: BadRows = OnError.raise_,
     as_json: AsJson = False,
 ) -> None:
     """Leave out rows that are there already, within and across files.
@@ -240,7 +241,7 @@ def decontaminate_command(
         float, typer.Option(help="Part of an evaluation text that is in a longer text; above 1: never.")
     ] = 0.8,
     simplify: Simplify = True,
-    on_error: BadRows = OnError.report,
+    on_error: BadRows = OnError.raise_,
     as_json: AsJson = False,
 ) -> None:
     """Leave out what a model is to be measured with: equal, normalised, simplified or traditional, and near texts.
@@ -275,15 +276,16 @@ def split_command(
     by: Annotated[
         By,
         typer.Option(
-            help="What stays together: rows with any text in common, also through other rows (text); with the same "
-            "query; with a positive in common (document); with the same --group-field (group)."
+            help="What stays together: rows with any text in common, also through other rows (text); with a query or "
+            "positive in common (pair); with the same query; with a positive in common (document); with the same "
+            "--group-field (group)."
         ),
     ] = By.text,
     group_field: Annotated[str, typer.Option(help="With --by group: the field of meta_data.")] = "group",
     kind: Annotated[str, typer.Option(help="Suffix of the files: .jsonl, .jsonl.gz or .parquet.")] = ".jsonl",
     simplify: Simplify = False,
     seed: Seed = 0,
-    on_error: BadRows = OnError.report,
+    on_error: BadRows = OnError.raise_,
     as_json: AsJson = False,
 ) -> None:
     """Divide rows into train, dev, test ... so that no text is in two of them.
@@ -321,7 +323,7 @@ def mix_command(
     ] = None,
     upsample: Annotated[bool, typer.Option("--upsample", help="Let rows come several times.")] = False,
     seed: Seed = 0,
-    on_error: BadRows = OnError.report,
+    on_error: BadRows = OnError.raise_,
     as_json: AsJson = False,
 ) -> None:
     """Draw rows from several files by weights into one shuffled file.
@@ -363,9 +365,12 @@ def _range(option: str, text: str, kind: type[Any]) -> tuple[Any, Any] | None:
 def _size(text: str) -> tuple[str, float]:
     name, _, size = text.partition("=")
     try:
-        return name, 0.0 if size == "rest" else float(size) or float("nan")
+        number = 0.0 if size == "rest" else float(size)
     except ValueError:
-        raise ValueError(f"--size {text}: expected NAME=SIZE: a share below 1, a number of rows, or 'rest'.") from None
+        number = -1.0
+    if not name or number < 0 or (number == 0 and size != "rest"):
+        raise ValueError(f"--size {text}: expected NAME=SIZE: a share below 1, a number of rows, or 'rest'.")
+    return name, number
 
 
 @contextmanager

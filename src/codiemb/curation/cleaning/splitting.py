@@ -16,10 +16,10 @@ from codiemb.curation.cleaning.outputs import RejectedFile, RowFile, rejected_pa
 from codiemb.curation.cleaning.report import CleaningReport
 from codiemb.curation.cleaning.rows import Row, RowStream
 from codiemb.curation.shingles import normalise
-from codiemb.data.examples import NOTES_KEY, DataError
+from codiemb.data.examples import NOTES_KEY, PAIR_TASKS, DataError
 from codiemb.data.writers import check_output
 
-By = Literal["text", "query", "document", "group"]
+By = Literal["text", "pair", "query", "document", "group"]
 BYS: tuple[By, ...] = get_args(By)
 
 Integers: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int64]]"
@@ -39,17 +39,17 @@ def split(
 ) -> CleaningReport:
     """Deal rows out to files so that no group is in two of them.
 
-    Every data set, that is the rows of one task in one file, is split in the same proportions. Groups are dealt in a
-    random order to whichever side lacks most of its size, so sizes are met up to one group.
+    Every data set, that is the rows of one task in one file, is split in the same proportions. Groups are dealt the
+    largest first, equal ones in a random order, to the side that they overfill least and that is emptiest for its size.
 
     Args:
         outputs: where the rows of each side go, by its name.
         sizes: of each side a share between 0 and 1, or a number of rows from 1 on; of one side 0: the rest.
-        by: rows belong together that share any text, directly or through other rows ("text"; queries, positives and
-            negatives, normalised), that share a query, that share a positive, or whose notes (`meta_data`) have the
-            same `group_field`.
+        by: rows belong together that share, directly or through other rows, any text ("text"; queries, positives and
+            negatives), a query or positive ("pair"), a query, a positive ("document"), or the `group_field` of their
+            notes (`meta_data`). Texts are compared normalised, with and without their prefix.
         simplify: traditional and simplified Chinese characters count as equal.
-        seed: of the order in which groups are dealt.
+        seed: of the order in which groups of a size are dealt.
     Raises:
         DataError: bad rows, a row without its group, sizes that do not fit, or a side that stays empty.
     """
@@ -122,14 +122,15 @@ def _row_keys(row: Row, stream: RowStream, by: By, group_field: str, simplify: b
             raise DataError(f"{stream.place(row)}: {NOTES_KEY}.{group_field}: missing; expected the row's group.")
         yield str(value)
         return
-    if by in ("text", "query"):
-        yield normalise(example.query.full, simplify=simplify)
-    if example.task_type in _LABEL_TASKS:
-        if by == "document":
-            yield normalise(example.query.full, simplify=simplify)
-    elif by != "query":
-        for text in example.positives + (example.negatives if by == "text" else []):
-            yield normalise(text.full, simplify=simplify)
+    is_labelled = example.task_type in _LABEL_TASKS
+    texts = [example.query] if by != "document" or is_labelled else []
+    if by != "query" and not is_labelled:
+        texts += example.positives
+        if by == "text" or example.task_type in PAIR_TASKS:  # whose negatives are candidates with a low score
+            texts += example.negatives
+    for text in texts:
+        for spelling in {text.full, text.text} if text.prefix else (text.text,):
+            yield normalise(spelling, simplify=simplify)
 
 
 def _components(rows: Integers, nodes: Integers, number_of_rows: int) -> Integers:
@@ -159,12 +160,15 @@ def _dealt(groups: Integers, sets: Integers, sizes: list[float], seed: int) -> I
         raise DataError(f"sizes {sizes}: more rows than the {len(groups)} that there are.")
     left = shares[:, None] * totals[None, :]  # (sides, data sets) rows that each side still lacks
     sides = np.empty(len(groups), np.int64)
-    for group in np.random.default_rng(seed).permutation(len(ends)):
+    dealt = np.random.default_rng(seed).permutation(len(ends))
+    for group in dealt[np.argsort(-np.bincount(groups)[dealt], kind="stable")]:
         members = order[ends[group - 1] if group else 0 : ends[group]]
         need = np.bincount(sets[members], minlength=len(totals))
-        # The side that is emptiest for its size in these data sets, weighted by the group's rows in each.
+        too_many = np.maximum(need - left, 0).sum(axis=1)
+        too_many[shares == 0] = np.inf
+        # Of equals, the side that is emptiest for its size in these data sets, weighted by the group's rows in each.
         lack = (left / np.maximum(shares[:, None] * totals[None, :], 1e-9)) @ need
-        lack[shares == 0] = -np.inf
+        lack[too_many > too_many.min() + 1e-9] = -np.inf
         side = int(np.argmax(lack))
         sides[members] = side
         left[side] -= need
