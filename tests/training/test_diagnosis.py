@@ -27,7 +27,7 @@ from .conftest import WORDS, write_lines
 
 @pytest.fixture
 def measured(make_recipe) -> GradientProducts:
-    return measure(make_recipe(), batches=3, mixed=True)
+    return measure(make_recipe(), batches=4, mixed=True)
 
 
 # -- gradients -------------------------------------------------------------------------------------------------------
@@ -62,8 +62,8 @@ def by_hand(recipe, count: int):
 def test_products_are_those_of_torchs_gradients(make_recipe, monkeypatch):
     monkeypatch.setattr(gradients, "_BLOCK", 1000)
     recipe = make_recipe()
-    measured = measure(recipe, batches=2)
-    expected = by_hand(recipe, 2)
+    measured = measure(recipe, batches=4)
+    expected = by_hand(recipe, 4)
     assert measured.layers == (TOKEN_TABLE, "embeddings", "encoder.layer.0", "encoder.layer.1")
     for layer, products in zip(measured.layers, measured.products, strict=True):
         keys = [key for key in expected[0] if belongs(key, layer)]
@@ -78,14 +78,14 @@ def belongs(key: str, layer: str) -> bool:
 
 
 def test_the_same_seed_gives_the_same_figures(make_recipe):
-    first, second, other = (measure(make_recipe(seed=seed), batches=2) for seed in (1, 1, 2))
+    first, second, other = (measure(make_recipe(seed=seed), batches=4) for seed in (1, 1, 2))
     assert np.array_equal(first.products, second.products)
     assert diagnose(first).to_dict() == diagnose(second).to_dict()
     assert not np.array_equal(first.products, other.products)
 
 
 def test_what_is_not_trained_is_no_layer(make_recipe):
-    frozen = measure(make_recipe(token_embeddings="frozen"), batches=2)
+    frozen = measure(make_recipe(token_embeddings="frozen"), batches=4)
     assert TOKEN_TABLE not in frozen.layers
     diagnosis = diagnose(frozen)
     assert diagnosis.layers[-1] == MODEL
@@ -93,32 +93,36 @@ def test_what_is_not_trained_is_no_layer(make_recipe):
 
 
 def test_frozen_layers_and_adapters_leave_what_is_trained(make_recipe):
-    top = measure(make_recipe(frozen_layers=1), batches=2)
+    top = measure(make_recipe(frozen_layers=1), batches=4)
     assert top.layers == ("encoder.layer.1",)
     pytest.importorskip("peft")
-    adapted = measure(make_recipe(adapter={"rank": 2}), batches=2)
-    assert [layer.removeprefix("base_model.model.") for layer in adapted.layers] == [
-        "encoder.layer.0",
-        "encoder.layer.1",
-    ]
+    adapted = measure(make_recipe(adapter={"rank": 2}), batches=4)
+    assert adapted.layers == ("encoder.layer.0", "encoder.layer.1")
     assert adapted.parameters[0] < top.parameters[0] / 4
 
 
 def test_the_objective_on_parts_is_the_one_that_is_measured(make_recipe):
-    whole, nested = (measure(make_recipe(matryoshka=part), batches=2) for part in (None, {"dims": [8]}))
+    whole, nested = (measure(make_recipe(matryoshka=part), batches=4) for part in (None, {"dims": [8]}))
     assert (nested.losses > whole.losses).all()
 
 
-def test_files_are_gone_and_a_full_disk_is_an_error(make_recipe, tmp_path, monkeypatch):
+def test_no_file_is_seen_at_any_time_and_a_full_disk_is_an_error(make_recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
-    measure(make_recipe(), batches=2)
-    assert not list((tmp_path / "scratch").iterdir())
+    seen = []
+    measure(make_recipe(), batches=4, on_progress=lambda *_: seen.append(list((tmp_path / "scratch").iterdir())))
+    assert seen == [[]] * 8
     usage = namedtuple("usage", "total used free")(10, 9, 1)
     monkeypatch.setattr(gradients.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(OSError, match=r"4 gradients take .* Set TMPDIR to a folder with more room, or take fewer"):
-        measure(make_recipe(), batches=2)
-    assert not list((tmp_path / "scratch").iterdir())
+    with pytest.raises(OSError, match=r"8 gradients take .* Set TMPDIR to a folder with more room, or take fewer"):
+        measure(make_recipe(), batches=4)
+
+
+def test_texts_are_cut_to_save_time(make_recipe):
+    whole, same, cut = (measure(make_recipe(), batches=4, max_length=length) for length in (None, 500, 8))
+    assert (whole.settings["max_length"], same.settings["max_length"], cut.settings["max_length"]) == (64, 64, 8)
+    assert np.array_equal(whole.products, same.products)
+    assert not np.array_equal(whole.products, cut.products)
 
 
 # -- batches ---------------------------------------------------------------------------------------------------------
@@ -146,21 +150,21 @@ def test_batches_of_a_task_share_no_row(drawn):
         text.text for one in found if one.group == "ir" for text in (one.batch.texts[i] for i in one.batch.query)
     ]
     assert len(set(queries)) == len(queries) == 64
-    with pytest.raises(ValueError, match=r"sts: an epoch has 1 batch\(es\) of it, expected at least 2"):
-        drawn(2, tasks={"ir": {"batch_size": 16}, "sts": {"batch_size": 64}})
+    with pytest.raises(ValueError, match=r"sts: an epoch has 1 batch\(es\) of it, .* smaller tasks.sts.batch_size"):
+        drawn(4, tasks={"ir": {"batch_size": 16}, "sts": {"batch_size": 64}})
 
 
 def test_data_sets_are_groups_of_their_own_if_asked(drawn, data, tmp_path):
     second = write_lines(tmp_path / "more.jsonl", [json.loads(line) for line in (data / "ir.jsonl").open()])
     train = [{"path": str(path)} for path in (data / "ir.jsonl", second, data / "sts.jsonl")]
-    assert [one.group for one in drawn(2, by="dataset", train=train)] == ["ir", "ir", "more", "more", "sts", "sts"]
-    assert [one.group for one in drawn(2, train=train)] == ["ir", "ir", "sts", "sts"]
+    assert [one.group for one in drawn(4, by="dataset", train=train)] == ["ir"] * 4 + ["more"] * 4 + ["sts"] * 4
+    assert [one.group for one in drawn(4, train=train)] == ["ir"] * 4 + ["sts"] * 4
 
 
 def test_a_mixed_batch_is_the_sum_of_its_parts(drawn, make_recipe):
     """One InfoNCE over all rows, written out, has the parts' loss and gradient."""
-    parts = mix(drawn(2))
-    assert [one.group for one in parts] == ["ir in mixed", "sts in mixed"] * 2
+    parts = mix(drawn(4))
+    assert [one.group for one in parts] == ["ir in mixed", "sts in mixed"] * 4
     assert sum(one.share for one in parts[:2]) == pytest.approx(1)
     ir, sts = (one.batch for one in parts[:2])
     whole = replace(
@@ -186,7 +190,7 @@ Embedded = namedtuple("Embedded", "final")
 
 
 def test_pairs_below_the_threshold_are_not_in_mixed_batches(drawn):
-    sts = next(one for one in mix(drawn(2)) if one.group == "sts in mixed").batch
+    sts = next(one for one in mix(drawn(4)) if one.group == "sts in mixed").batch
     assert (sts.scores[sts.positive_mask] >= 0.8).all()
     assert sts.positive_mask.any()
 
@@ -236,6 +240,8 @@ def test_noise_alone_is_not_taken_for_conflict():
     diagnosis = diagnose(made_up(-1.0, 0.001, batches=3))
     assert diagnosis.pairs["a", "b"][diagnosis.whole].corrected is None
     assert "a and b: too noisy to tell" in verdict(diagnosis)[0]
+    wide = verdict(diagnose(made_up(0.0, 0.03)))
+    assert wide[0].startswith("a and b: too few batches to tell (--batches). The cosine is ")
     calm = verdict(diagnose(made_up(0.0, 0.5)))
     assert calm[0] == "No conflict beyond noise."
     assert "a and b neither help nor hurt each other" in calm[1]
@@ -323,16 +329,21 @@ def test_the_report(measured, tmp_path):
     html = (tmp_path / "out" / "diagnosis.html").read_text()
     assert "Do they &lt;conflict&gt;?" in html
     assert "data:image/png" in html
+
+
+def test_the_map_of_layers_shows_the_corrected_cosines():
+    pytest.importorskip("matplotlib")
+    diagnosis = diagnose(made_up(-0.6, 0.5, batches=4))
     shown = np.array(layer_map(diagnosis).axes[0].images[0].get_array())
-    expected = [diagnosis.pairs["ir", "sts"][i].corrected for i in range(len(diagnosis.layers))]
-    np.testing.assert_allclose(shown[:, 0], [one.value if one else np.nan for one in expected])
+    np.testing.assert_allclose(shown[:, 0], [one.corrected.value for one in diagnosis.pairs["a", "b"]])
+    assert shown[-1, 0] == pytest.approx(-0.6, abs=0.1)
 
 
 def test_three_data_sets_have_a_map_of_pairs(make_recipe, opposed):
     pytest.importorskip("matplotlib")
-    recipe = make_recipe(train=list(opposed.values()), tasks={"sts": {"batch_size": 16}})
-    diagnosis = diagnose(measure(recipe, batches=2, by="dataset"))
+    tasks = {"sts": {"batch_size": 48, "loss": {"pearson": 1}}}
+    recipe = make_recipe(train=list(opposed.values()), tasks=tasks, dropout=0.0)
+    diagnosis = diagnose(measure(recipe, batches=4, by="dataset"))
     assert heat_maps(diagnosis).keys() == {"layers", "pairs"}
     shown = np.array(pair_map(diagnosis).axes[0].images[0].get_array())
-    assert shown.shape == (3, 3)
-    np.testing.assert_array_equal(shown, shown.T)
+    np.testing.assert_allclose(shown, [[1, -1, -1], [-1, 1, 1], [-1, 1, 1]], atol=0.1)

@@ -21,7 +21,8 @@ By = Literal["task", "dataset"]
 POSITIVE_FROM = 0.8
 """In a mixed batch, scored pairs count as query and positive from here on in 0..1; the others are left out."""
 
-_LEAST = 2  # batches: one says nothing about how alike the gradients of one task are
+LEAST = 4
+"""Batches of each task: of fewer, too many resamples are copies of one batch, which have no pair of two."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,21 @@ def draw(sampler: SingleTaskBatchSampler, rows: TrainingRows, count: int, by: By
     Where an epoch has fewer batches of one, those there are.
 
     Raises:
-        ValueError: only one, or fewer than two batches of one.
+        ValueError: only one task or data set, or fewer than `LEAST` batches.
     """
+    if count < LEAST:
+        raise ValueError(
+            f"batches={count}, expected at least {LEAST}: of fewer, there is no telling noise from signal."
+        )
     chosen: dict[str, list[list[int]]] = {}
     for source in sampler.datasets:
         if sampler.steps[source.name]:
             chosen.setdefault(_group(source.name, source.task, by), [])
     if len(chosen) < 2:
+        remedy = "a second task, or compare its data sets (--by dataset)" if by == "task" else "a second data set"
         raise ValueError(
-            f"In an epoch of the recipe only {', '.join(chosen)} is trained on, so there is nothing to compare. Add a "
-            "second task, or compare the data sets of one (--by dataset)."
+            f"In an epoch of the recipe only {', '.join(chosen)} is trained on, so there is nothing to compare. Add "
+            f"{remedy}."
         )
     for indices in sampler:
         source = sampler.datasets[sampler.source_of(indices[0])]
@@ -68,10 +74,11 @@ def draw(sampler: SingleTaskBatchSampler, rows: TrainingRows, count: int, by: By
         if all(len(found) == count for found in chosen.values()):
             break
     for name, found in chosen.items():
-        if len(found) < _LEAST:
+        if len(found) < LEAST:
+            task = next(source.task for source in sampler.datasets if _group(source.name, source.task, by) == name)
             raise ValueError(
-                f"{name}: an epoch has {len(found)} batch(es) of it, expected at least {_LEAST}. Give it more rows, a "
-                f"larger share, or a smaller tasks.<task>.batch_size."
+                f"{name}: an epoch has {len(found)} batch(es) of it, expected at least {LEAST}. Give it more rows, a "
+                f"larger share, or a smaller tasks.{task}.batch_size."
             )
     drawn = []
     for name, found in chosen.items():
@@ -104,17 +111,14 @@ def mix(drawn: Sequence[Drawn]) -> list[Drawn]:
         halves = {one.group: _positives_of_first_half(one.batch) for one in members}
         whole, owner = _merge(list(halves.values()))
         draws = frozenset(draw for one in members for draw in one.draws)
-        counted = whole.positive_mask.any(dim=1)
-        for place, group in enumerate(halves):
+        for place, (group, half) in enumerate(halves.items()):
+            if not len(half.query):
+                raise ValueError(
+                    f"Mixed batch {number + 1} has no pair of {group} with a score of at least {POSITIVE_FROM:g} of "
+                    f"the highest, so no positive of it. Raise tasks.{half.task}.batch_size."
+                )
             own = owner == place
-            share = float((own & counted).sum() / counted.sum())
-            if share:
-                mixed.append(Drawn(part_name(group), _part(whole, own), "ir", draws, share))
-        if not all(any(one.group == part_name(group) and one.draws == draws for one in mixed) for group in halves):
-            raise ValueError(
-                f"Mixed batch {number + 1} has no pair of {' or '.join(halves)} with a score of at least "
-                f"{POSITIVE_FROM:g} of the highest, so one task has no positive in it. Raise tasks.<task>.batch_size."
-            )
+            mixed.append(Drawn(part_name(group), _part(whole, own), "ir", draws, float(own.float().mean())))
     return mixed
 
 
@@ -167,13 +171,9 @@ def _merge(batches: Sequence[TaskBatch]) -> tuple[TaskBatch, Tensor]:
 
 def _part(whole: TaskBatch, own: Tensor) -> TaskBatch:
     """The batch whose loss is that of its `own` rows: the others' first positives become negatives for all."""
-    others = ~own
-    first = whole.positive_mask.int().argmax(dim=1, keepdim=True)
     return replace(
         whole,
         positive_mask=whole.positive_mask & own[:, None],
-        negatives=torch.cat([whole.positives.gather(1, first), whole.negatives], dim=1),
-        negative_mask=torch.cat(
-            [whole.positive_mask.any(dim=1, keepdim=True) & others[:, None], whole.negative_mask], 1
-        ),
+        negatives=torch.cat([whole.positives[:, :1], whole.negatives], dim=1),
+        negative_mask=torch.cat([~own[:, None], whole.negative_mask], dim=1),
     )

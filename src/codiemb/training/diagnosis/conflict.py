@@ -1,14 +1,15 @@
 """From inner products of gradients to how much tasks agree, with the noise of single batches taken out.
 
-With μ_a the gradient of task a over all its data and g_ai = μ_a + noise that of one batch, the cosine of two batches
-of different tasks is closer to 0 than that of μ_a and μ_b, the more so the noisier the batches are. Two batches of one
-task show how noisy: without noise their cosine would be 1. Spearman's correction for attenuation (1904) divides it out:
+A batch's gradient g counts by its direction g/‖g‖. Let m_a be the mean direction over all batches of task a. On average
+the cosine of two independent batches is m_a · m_b if they are of tasks a and b, and ‖m_a‖² if both are of a: below 1,
+the more so the noisier the batches are. So the noise can be divided out, which is Spearman's correction for attenuation
+(1904). The cosine of m_a and m_b is estimated by
 
     corrected(a, b) = mean cos(g_ai, g_bj) / sqrt(mean cos(g_ai, g_aj) · mean cos(g_bi, g_bj))
 
-over pairs of batches that share no row. Intervals are the percentile bootstrap over batches: two copies of one batch in
-a resample are no pair. The within-task cosines are the reliability of a single batch; where one cannot be told from 0,
-there is nothing to divide by, and the corrected cosine is left open.
+over pairs of batches i, j that share no row. Intervals are the percentile bootstrap over batches; two copies of one
+batch in a resample are no pair. Where a within-task cosine cannot be told from 0, there is nothing to divide by, and
+the corrected cosine is left open.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ _DEFINED = 0.95  # share of the resamples in which a corrected cosine must exist
 class Estimate:
     """A cosine, and where it lies in `LEVEL` of the resamples.
 
-    `sign` is that of an interval that excludes 0, with the level corrected for the number of layers (Bonferroni); 0 if
-    it holds 0.
+    `sign` is that of an interval that excludes 0, and 0 if it holds 0. For one layer of many, the level is corrected
+    for their number (Bonferroni).
     """
 
     value: float
@@ -147,7 +148,8 @@ def diagnose(measured: GradientProducts, *, seed: int = 0) -> Diagnosis:
     scale = norms[:, :, None] * norms[:, None, :]
     cosines = np.divide(products, scale, out=np.zeros_like(products), where=scale > 0)
     weights = {name: _weights(name, len(places[name]), batches, seed) for name in names}
-    tested = len(layers)
+    layer_count = len(measured.layers)
+    tests = [layer_count] * layer_count + [1] * (len(layers) - layer_count)
 
     def mean_cosines(a: str, b: str) -> np.ndarray:
         """(1 + resamples, layers): observed first."""
@@ -165,8 +167,8 @@ def diagnose(measured: GradientProducts, *, seed: int = 0) -> Diagnosis:
         signal = np.sqrt(np.maximum(block[:, apart].mean(axis=1), 0))
         norm = np.sqrt(block.diagonal(axis1=1, axis2=2).mean(axis=1))
         groups[name] = tuple(
-            GroupInLayer(_required(within[name][:, layer], tested), float(norm[layer]), float(signal[layer]))
-            for layer in range(tested)
+            GroupInLayer(_estimate(within[name][:, layer], of), float(norm[layer]), float(signal[layer]))
+            for layer, of in enumerate(tests)
         )
     pairs = {}
     for a, b in _compared(names):
@@ -174,9 +176,13 @@ def diagnose(measured: GradientProducts, *, seed: int = 0) -> Diagnosis:
         product = within[a] * within[b]
         usable = (within[a] > 0) & (within[b] > 0)
         corrected = np.divide(between, np.sqrt(np.abs(product)), out=np.full_like(between, np.nan), where=usable)
+        corrected = corrected.clip(-1, 1)
         pairs[a, b] = tuple(
-            PairInLayer(_required(between[:, layer], tested), _estimate(corrected[:, layer].clip(-1, 1), tested))
-            for layer in range(tested)
+            PairInLayer(
+                _estimate(between[:, layer], of),
+                _estimate(corrected[:, layer], of) if _is_defined(corrected[:, layer]) else None,
+            )
+            for layer, of in enumerate(tests)
         )
     return Diagnosis(
         layers,
@@ -236,18 +242,15 @@ def _compared(names: Sequence[str]) -> list[tuple[str, str]]:
     return pairs + [(MIXED, name) for name in single if MIXED in names]
 
 
-def _required(values: np.ndarray, tested: int) -> Estimate:
-    found = _estimate(values, tested)
-    if found is None:  # only where a bootstrap draws the same batch throughout, as it may of two or three
-        return Estimate(float(values[0]), -1.0, 1.0, 0)
-    return found
+def _is_defined(values: np.ndarray) -> bool:
+    """Whether a value (first) exists, and exists in nearly all of its resamples."""
+    return bool(np.isfinite(values[0])) and float(np.isfinite(values[1:]).mean()) >= _DEFINED
 
 
-def _estimate(values: np.ndarray, tested: int) -> Estimate | None:
-    """Of a value (first) and its resamples; None if it is not defined, or in too many of them."""
-    resamples = values[1:][np.isfinite(values[1:])]
-    if not np.isfinite(values[0]) or len(resamples) < _DEFINED * RESAMPLES:
-        return None
+def _estimate(values: np.ndarray, tests: int) -> Estimate:
+    """From a value (first) and its resamples; `tests` is the number of layers that it is one of."""
     tail = (1 - LEVEL) / 2
-    low, high, strict_low, strict_high = np.quantile(resamples, [tail, 1 - tail, tail / tested, 1 - tail / tested])
-    return Estimate(float(values[0]), float(low), float(high), int(strict_low > 0) - int(strict_high < 0))
+    low, high, strict_low, strict_high = np.nanquantile(
+        values[1:], [tail, 1 - tail, tail / tests, 1 - tail / tests]
+    ).tolist()
+    return Estimate(float(values[0]), low, high, int(strict_low > 0) - int(strict_high < 0))

@@ -1,7 +1,7 @@
 """The gradients of a recipe's objectives over several batches, reduced to their inner products, layer by layer.
 
 All that a diagnosis says follows from these products. A gradient is as large as the model, and there is one a batch:
-they wait in temporary files until the products are taken, a block of every gradient at a time, so memory holds one
+they wait in a temporary file until the products are taken, a block of every gradient at a time, so memory holds one
 gradient whatever their number. Of the token table, the rows that the batches read are kept; the others have none.
 """
 
@@ -11,10 +11,8 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -33,6 +31,7 @@ from codiemb.training.token_rows import install
 from codiemb.training.trainer import TrainingRows
 
 TOKEN_TABLE = "token table"
+_ADAPTED = "base_model.model."  # how peft's names of a network's parts begin
 _BLOCK = 1 << 18  # numbers of each gradient that are multiplied at once
 
 
@@ -62,19 +61,21 @@ def measure(
     batches: int,
     by: By = "task",
     mixed: bool = False,
+    max_length: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> GradientProducts:
     """Take the gradient of each batch's objective, as the first step of a training with the recipe would.
 
     Args:
         recipe: its model, data, sampling, tasks, dropout, precision and seed hold.
-        batches: of each task or data set.
+        batches: of each task or data set, `batches.LEAST` or more.
         by: what is compared.
         mixed: also of mixed batches, in parts; see `batches.mix`.
+        max_length: tokens that texts are cut to, to save time; None: as in training.
         on_progress: called with (gradients done, all of them).
     Raises:
         ValueError: data that do not suffice, or a loss that is not finite.
-        OSError: no room for the temporary files.
+        OSError: no room for the temporary file.
     """
     # The library's arguments say which device a training would take.
     arguments = TrainingArguments(
@@ -87,6 +88,8 @@ def measure(
     model, template = training.load_model(recipe, arguments.device)
     embedding_pass = training.make_pass(recipe, model, options, {table.task_type for table in tables})
     training.restrict(recipe, embedding_pass)
+    if max_length is not None:
+        embedding_pass.max_length = min(max_length, embedding_pass.max_length or max_length)
     widths = width_weights(recipe.matryoshka, embedding_pass.dimension) if recipe.matryoshka else None
     rows = TrainingRows(tables, training.make_collator(recipe, tables, template, options), sampler)
     drawn = draw(sampler, rows, batches, by)
@@ -95,22 +98,23 @@ def measure(
     _trained_rows(embedding_pass, drawn)
     layers = trained_layers(embedding_pass)
     losses = np.zeros(len(drawn))
-    with _Gradients(layers, len(drawn)) as gradients:
-        for number, one in enumerate(drawn):
-            objective = TASKS[one.options_of].objective  # type: ignore[index]
-            if widths:
-                objective = on_parts(objective, widths)
-            torch.manual_seed(recipe.seed + number)  # dropout's
-            losses[number] = _backward(embedding_pass, one, options[one.options_of], objective)
-            gradients.store(number)
-            if on_progress:
-                on_progress(number + 1, len(drawn))
-        products = gradients.products()
+    gradients = _Gradients(layers, len(drawn))
+    for number, one in enumerate(drawn):
+        objective = TASKS[one.options_of].objective  # type: ignore[index]
+        if widths:
+            objective = on_parts(objective, widths)
+        torch.manual_seed(recipe.seed + number)  # dropout's
+        losses[number] = _backward(embedding_pass, one, options[one.options_of], objective)
+        gradients.store(number)
+        if on_progress:
+            on_progress(number + 1, len(drawn))
+    products = gradients.products()
     seen = [place for place, matrix in enumerate(products) if matrix.any()]  # what no objective reads has no gradient
     names = list(layers)
     settings = {
         "model": recipe.model,
         "template": template.to_dict(),
+        "max_length": embedding_pass.max_length,
         "precision": str(embedding_pass.precision).removeprefix("torch."),
         "device": str(model.device),
         "dropout": recipe.dropout,
@@ -134,7 +138,7 @@ def trained_layers(embedding_pass: EmbeddingPass) -> dict[str, list[nn.Parameter
     layers: dict[str, list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            layer = TOKEN_TABLE if id(parameter) in table else layer_of(name)
+            layer = TOKEN_TABLE if id(parameter) in table else layer_of(name.removeprefix(_ADAPTED))
             layers.setdefault(layer, []).append(parameter)
     for number, module in list(enumerate(embedding_pass.model))[1:]:
         own = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -176,47 +180,40 @@ def _backward(
 
 
 class _Gradients:
-    """A temporary file for each layer, with a row for each batch."""
+    """A row for each batch, on disk; the file has no name, so nothing stays of it however the process ends."""
 
     def __init__(self, layers: Mapping[str, Sequence[nn.Parameter]], rows: int) -> None:
-        self._layers = layers
-        self._rows = rows
-        self._stack = ExitStack()
-        self._files: list[np.ndarray] = []
-
-    def __enter__(self) -> _Gradients:
-        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="codiemb-gradients-")))
-        sizes = [sum(parameter.numel() for parameter in parameters) for parameters in self._layers.values()]
-        needed, free = 4 * self._rows * sum(sizes), shutil.disk_usage(folder).free
+        self._layers = layers.values()
+        self._sizes = [sum(parameter.numel() for parameter in parameters) for parameters in self._layers]
+        shape = rows, sum(self._sizes)
+        folder = tempfile.gettempdir()
+        needed, free = 4 * math.prod(shape), shutil.disk_usage(folder).free
         if needed > free:
-            self._stack.close()
             raise OSError(
-                f"{folder.parent}: {self._rows} gradients take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
-                "free. Set TMPDIR to a folder with more room, or take fewer batches."
+                f"{folder}: {rows} gradients take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free. Set TMPDIR "
+                "to a folder with more room, or take fewer batches."
             )
-        for number, size in enumerate(sizes):
-            self._files.append(np.memmap(folder / str(number), dtype=np.float32, mode="w+", shape=(self._rows, size)))
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._files.clear()  # unmapped before they are deleted
-        self._stack.close()
+        with tempfile.TemporaryFile(dir=folder) as file:
+            self._numbers = np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
 
     def store(self, row: int) -> None:
         """Keep what the last backward pass left in the parameters."""
-        for file, parameters in zip(self._files, self._layers.values(), strict=True):
-            start = 0
-            for parameter in parameters:
-                stop = start + parameter.numel()
-                if parameter.grad is not None:
-                    file[row, start:stop] = parameter.grad.detach().float().flatten().cpu().numpy()
-                start = stop
+        start = 0
+        for parameter in chain.from_iterable(self._layers):
+            stop = start + parameter.numel()
+            if parameter.grad is not None:
+                self._numbers[row, start:stop] = parameter.grad.detach().float().flatten().cpu().numpy()
+            start = stop
 
     def products(self) -> np.ndarray:
         """(layers, rows, rows) float64."""
-        products = np.zeros((len(self._files), self._rows, self._rows))
-        for matrix, file in zip(products, self._files, strict=True):
-            for start in range(0, file.shape[1], _BLOCK):
-                block = file[:, start : start + _BLOCK].astype(np.float64)
+        rows = len(self._numbers)
+        products = np.zeros((len(self._sizes), rows, rows))
+        start = 0
+        for matrix, size in zip(products, self._sizes, strict=True):
+            stop = start + size
+            for at in range(start, stop, _BLOCK):
+                block = self._numbers[:, at : min(at + _BLOCK, stop)].astype(np.float64)
                 matrix += block @ block.T
+            start = stop
         return products

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from codiemb.extras import require
 from codiemb.fusion.plot import draw_cells
 from codiemb.json_files import write_json
 from codiemb.training.diagnosis.conflict import MODEL, NETWORK, Diagnosis
-from codiemb.training.diagnosis.verdict import bounds, sparse_note, verdict
+from codiemb.training.diagnosis.verdict import bounds, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 _PAIRS_BY_LAYER = 3  # that a terminal's table has room for
 _READING = (
     "corrected: the cosine of the tasks' whole gradients, with the noise of single batches taken out; "
-    "-1 opposite, 0 unrelated, 1 the same. In brackets: 95 % of the resamples of batches."
+    "-1 opposite, 0 unrelated, 1 the same. In brackets: the middle 95 % of the resamples of batches."
 )
 
 
@@ -35,13 +34,13 @@ def diagnosis_tables(diagnosis: Diagnosis) -> Group:
     for title, headings, rows in _tables(diagnosis):
         table = Table(title=Text(title), title_justify="left")
         for number, heading in enumerate(headings):
-            table.add_column(Text(heading), justify="right" if number else "left")
+            table.add_column(Text(heading), justify="right" if number else "left", no_wrap=not number)
         for row in rows:
-            if row[0] in (NETWORK, MODEL) and row is rows[_first_total(rows)]:
+            if row[0] == diagnosis.layers[diagnosis.whole]:  # the first of the totals
                 table.add_section()
             table.add_row(*map(Text, row))
         parts.append(table)
-    parts.append(Text(f"{_READING} {sparse_note(diagnosis)}", style="dim"))
+    parts.append(Text(_reading(diagnosis), style="dim"))
     return Group(*parts)
 
 
@@ -129,7 +128,7 @@ def _tables(diagnosis: Diagnosis) -> list[tuple[str, list[str], list[list[str]]]
     if len(diagnosis.single) <= _PAIRS_BY_LAYER:
         names = _single(diagnosis)
         headings = ["layer", *(f"{a} · {b}" for a, b in diagnosis.single)]
-        headings += [f"within {name}" for name in names] + [f"norm {name}" for name in names]
+        headings += [f"within\n{name}" for name in names] + [f"norm\n{name}" for name in names]
         rows = [
             [
                 layer,
@@ -143,15 +142,19 @@ def _tables(diagnosis: Diagnosis) -> list[tuple[str, list[str], list[list[str]]]
     return tables
 
 
-def _first_total(rows: Sequence[Sequence[str]]) -> int:
-    return next(number for number, row in enumerate(rows) if row[0] in (NETWORK, MODEL))
+def _reading(diagnosis: Diagnosis) -> str:
+    totals = f"{MODEL}: all layers."
+    if NETWORK in diagnosis.layers:
+        totals = f"{NETWORK}: all layers but the token table; {MODEL}: with it."
+    length = diagnosis.settings["max_length"]
+    return f"{_READING} {totals}" + (f" Texts were cut to {length} tokens." if length else "")
 
 
 def _page(diagnosis: Diagnosis, title: str, charts: dict[str, bytes]) -> str:
     parts = [pages.heading("Verdict"), *(pages.paragraph(sentence) for sentence in verdict(diagnosis))]
     for heading, headings, rows in _tables(diagnosis):
         parts += [pages.heading(heading), pages.table(headings, [[Cell(text) for text in row] for row in rows])]
-    parts.append(pages.note(f"{_READING} {sparse_note(diagnosis)}"))
+    parts.append(pages.note(_reading(diagnosis)))
     parts += [pages.image(png, f"heat map: {name}") for name, png in charts.items()]
     return pages.page(title, parts)
 

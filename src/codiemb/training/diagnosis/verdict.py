@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from codiemb.training.diagnosis.conflict import MIXED, MODEL, NETWORK, Diagnosis, Estimate, PairInLayer
-from codiemb.training.diagnosis.gradients import TOKEN_TABLE
+from codiemb.training.diagnosis.conflict import MIXED, Diagnosis, Estimate, PairInLayer
 
 _NOTHING, _CLEARLY, _STRONGLY = 0.05, 0.2, 0.5  # sizes of a corrected cosine
 _LOUDER = 2.0  # times as long a gradient
@@ -16,7 +15,7 @@ def verdict(diagnosis: Diagnosis) -> list[str]:
     whole = diagnosis.whole
     ordered = sorted(diagnosis.single, key=lambda pair: _sort_key(diagnosis.pairs[pair][whole]))
     sentences = [_on_pair(diagnosis, pair) for pair in ordered]
-    if all(diagnosis.pairs[pair][whole].corrected for pair in ordered) and not any(
+    if all(_is_told(diagnosis.pairs[pair][whole].corrected) for pair in ordered) and not any(
         _sign(one.corrected) < 0 for pair in ordered for one in diagnosis.pairs[pair]
     ):
         sentences.insert(0, "No conflict beyond noise.")
@@ -56,17 +55,23 @@ def _on_pair(diagnosis: Diagnosis, pair: tuple[str, str]) -> str:
             f"{names} agree{size}: cosine {bounds(found)}. A step for one brings {share} of what an equally long step "
             "for the other gains."
         )
-    else:
+    elif found.sign:
+        words = f"{names} hardly touch each other: cosine {bounds(found)}."
+    elif _is_told(found):
         words = f"{names} neither help nor hurt each other: cosine {bounds(found)}, which is 0 but for noise."
-        if found.sign:
-            words = f"{names} hardly touch each other: cosine {bounds(found)}."
-    against = _layers_of_sign(diagnosis, pair, -1)
-    return f"{words} {against}" if against else words
+    else:
+        words = f"{names}: too few batches to tell (--batches). The cosine is {bounds(found)}."
+    return " ".join([words, *_layers_against(diagnosis, pair)])
 
 
 def _sign(estimate: Estimate | None) -> int:
     """Of a cosine that noise does not explain and that is large enough to matter; else 0."""
     return 0 if estimate is None or abs(estimate.value) < _NOTHING else estimate.sign
+
+
+def _is_told(estimate: Estimate | None) -> bool:
+    """Whether it is known to be below 0, above, or near 0."""
+    return estimate is not None and (estimate.sign != 0 or max(-estimate.low, estimate.high) < _CLEARLY)
 
 
 def _size(cosine: float) -> str:
@@ -75,22 +80,17 @@ def _size(cosine: float) -> str:
     return " clearly" if abs(cosine) >= _CLEARLY else " slightly"
 
 
-def _layers_of_sign(diagnosis: Diagnosis, pair: tuple[str, str], sign: int) -> str:
-    found = diagnosis.pairs[pair]
-    against = []
-    for place, (layer, one) in enumerate(zip(diagnosis.layers, found, strict=True)):
-        if layer not in (NETWORK, MODEL) and one.corrected and _sign(one.corrected) == sign:
-            against.append((place, layer, one.corrected.value))
+def _layers_against(diagnosis: Diagnosis, pair: tuple[str, str]) -> list[str]:
+    """A sentence on the layers where they pull against each other; none where there is none."""
+    layers = diagnosis.layers[: diagnosis.whole]
+    found = [one.corrected for one in diagnosis.pairs[pair]]
+    against = {place: found[place].value for place in range(len(layers)) if _sign(found[place]) < 0}
     if not against:
-        return ""
-    layers = [layer for layer in diagnosis.layers if layer not in (NETWORK, MODEL)]
-    if len(against) == len(layers):
-        where = "every layer"
-    else:
-        where = ", ".join(_ranges([place for place, _, _ in against], diagnosis.layers))
-    _, worst, value = min(against, key=lambda entry: entry[2])
-    at_worst = f", most in {worst} ({value:+.2f})" if len(against) > 1 else f" ({value:+.2f})"
-    return f"They pull against each other in {where}{at_worst}."
+        return []
+    where = "every layer" if len(against) == len(layers) else ", ".join(_ranges(list(against), layers))
+    worst = min(against, key=against.__getitem__)
+    at_worst = f", most in {layers[worst]}" if len(against) > 1 else ""
+    return [f"They pull against each other in {where}{at_worst} ({against[worst]:+.2f})."]
 
 
 def _ranges(places: Sequence[int], layers: Sequence[str]) -> list[str]:
@@ -138,10 +138,3 @@ def _on_mixed(diagnosis: Diagnosis) -> list[str]:
         )
         sentences.append(f"The gradient of a whole mixed batch and each task's own: {along}.")
     return sentences
-
-
-def sparse_note(diagnosis: Diagnosis) -> str:
-    """How to read the lines of the table."""
-    if TOKEN_TABLE not in diagnosis.layers:
-        return f"{MODEL}: all layers together."
-    return f"{NETWORK}: all layers but the token table; {MODEL}: with it."
