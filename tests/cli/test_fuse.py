@@ -1,6 +1,9 @@
 import json
+import os
 import shutil
+import signal
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from typer.testing import CliRunner
 from codiemb.cli import app as codiemb_app
 from codiemb.cli.fuse import fuse_command
 from codiemb.fusion import compare_deltas
+from codiemb.fusion import search as search_module
 from codiemb.fusion.plot import delta_heat_map
 
 
@@ -121,6 +125,13 @@ def test_a_search_shows_every_try_and_writes_the_chosen_fusion(models, tmp_path,
     chosen = search["tries"][search["chosen"]]
     assert step(models[0], out) == pytest.approx(0.1 * chosen["scale"], abs=1e-5)
     assert f"found by `--search`: `mean` on `{data}`, 3 fusions tried" in (out / "README.md").read_text()
+    with monkeypatch.context() as patch:
+        (tmp_path / "scratch").mkdir()
+        patch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+        patch.setattr(search_module, "_evaluated", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        stopped = run(*models[:2], "--search", data, "--budget", 1, "-o", tmp_path / "stop")
+    assert stopped.exit_code == 128 + signal.SIGTERM
+    assert not list((tmp_path / "scratch").iterdir())
     again = run(*models[:2], "--search", data, "--budget", 3, "--sample", 40, "--seed", 1, "-o", tmp_path / "again")
     assert again.stderr.count("from an earlier search") == 3
 
@@ -132,8 +143,11 @@ def test_a_search_shows_every_try_and_writes_the_chosen_fusion(models, tmp_path,
         (["-o", "out", "--plot", "deltas.txt"], "--plot deltas.txt: expected a file that ends in .png"),
         (["-o", "out", "--weights", "0.5;0.5"], "--weights 0.5;0.5: expected numbers with commas"),
         (["-o", "out", "--method", "weights"], "got none, expected 2"),
-        (["--report", "--search", "dev.tsv"], "it needs --output, and goes without --method, --weights and --scale"),
-        (["-o", "out", "--search", "dev.tsv", "--scale", "1"], "goes without --method, --weights and --scale"),
+        (["--report", "--search", "dev.tsv"], "it needs --output, and goes without --method, --granularity,"),
+        (["-o", "out", "--search", "dev.tsv", "--scale", "1"], "--granularity, --weights and --scale"),
+        (["-o", "near", "--search", "dev.tsv"], "near: exists and is not an empty directory"),
+        (["-o", "out", "--budget", "3"], "--budget is for --search DATA, which was not given"),
+        (["-o", "out", "--granularity", "layer"], "--granularity layer is for --method delta, got --method uniform"),
     ],
 )
 def test_errors_end_with_a_message_and_status_2(models, options, message, monkeypatch, capsys, tmp_path):

@@ -14,6 +14,8 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from rich.table import Table
 from rich.text import Text
 
+from codiemb.cli._signals import errors_on_sigterm
+
 if TYPE_CHECKING:
     from codiemb.fusion import LayerDelta
     from codiemb.fusion.candidates import Candidate
@@ -30,7 +32,7 @@ def fuse_command(
         None, "--method", help="uniform: a plain mean (the default); delta: by how far each moved; weights: as given."
     ),
     granularity: Literal["tensor", "layer", "model"] = typer.Option(
-        "tensor", "--granularity", help="What has one set of weights with --method delta."
+        None, "--granularity", help="What has one set of weights with --method delta.", show_default="tensor"
     ),
     weights: str = typer.Option(
         None, "--weights", metavar="W,W,...", help="One a checkpoint, summing to 1, with --method weights."
@@ -42,10 +44,18 @@ def fuse_command(
         metavar="DATA",
         help="Find weights and scale on this validation data: BEIR folder, scored pairs, unified file; repeatable.",
     ),
-    metric: str = typer.Option("mean", "--metric", help="What --search looks for: mean, ir, sts, or a data set."),
-    budget: int = typer.Option(20, "--budget", min=1, help="Fusions that --search evaluates at most."),
-    sample: int = typer.Option(None, "--sample", min=1, help="Queries or pairs of each data set that --search uses."),
-    seed: int = typer.Option(0, "--seed", min=0, help="Chooses the sample, and resamples for the standard errors."),
+    metric: str = typer.Option(
+        None, "--metric", help="What --search looks for: mean, ir, sts, reranking, or a data set.", show_default="mean"
+    ),
+    budget: int = typer.Option(
+        None, "--budget", min=1, help="Fusions that --search evaluates at most.", show_default="20"
+    ),
+    sample: int = typer.Option(
+        None, "--sample", min=1, help="Queries or pairs of each data set that --search uses.", show_default="all"
+    ),
+    seed: int = typer.Option(
+        None, "--seed", min=0, help="Chooses --sample, and resamples for the standard errors.", show_default="0"
+    ),
     report: bool = typer.Option(
         False, "--report", help="Show how far each checkpoint moved each layer, and in which direction."
     ),
@@ -62,6 +72,7 @@ def fuse_command(
     """
     from codiemb.extras import require
     from codiemb.fusion import compare_deltas, fuse
+    from codiemb.fusion.fusing import require_new
     from codiemb.fusion.plot import save_heat_map
 
     if output is None and not report and plot is None:
@@ -71,17 +82,25 @@ def fuse_command(
             raise ValueError(f"--plot {plot}: expected a file that ends in {', '.join(_PLOTS)}.")
         require("matplotlib", "plots")
     given = None if weights is None else _parse_weights(weights)
+    settings = {"metric": metric, "budget": budget, "sample": sample, "seed": seed}
+    of_search = {name: value for name, value in settings.items() if value is not None}
     found: Search | None = None
     if search_data:
-        if output is None or method or weights or scale is not None:
+        if output is None or method or granularity or weights or scale is not None:
             raise ValueError(
                 "--search finds weights and scale of a model that is written: it needs --output, and goes without "
-                "--method, --weights and --scale."
+                "--method, --granularity, --weights and --scale."
             )
-        found = _search(base, checkpoints, search_data, metric=metric, budget=budget, sample=sample, seed=seed)
+        require_new(output)  # now, not after the search
+        with errors_on_sigterm():
+            found = _search(base, checkpoints, search_data, of_search)
         method, given = "weights", [float(weight) for weight in found.chosen.candidate.weights]
         scale = float(found.chosen.candidate.scale)
-    with _progress() as progress:
+    elif of_search:
+        raise ValueError(f"--{next(iter(of_search))} is for --search DATA, which was not given.")
+    elif granularity and method != "delta":
+        raise ValueError(f"--granularity {granularity} is for --method delta, got --method {method or 'uniform'}.")
+    with _progress() as progress, errors_on_sigterm():
         on_progress = partial(_advance, progress, progress.add_task("fuse" if output else "measure", total=None))
         if output is None:
             layers = compare_deltas(base, checkpoints, on_progress=on_progress)
@@ -91,7 +110,7 @@ def fuse_command(
                 checkpoints,
                 output,
                 method=method or "uniform",
-                granularity=granularity,
+                granularity=granularity or "tensor",
                 weights=given,
                 scale=1.0 if scale is None else scale,
                 search=None if found is None else found.to_dict(),
@@ -170,7 +189,7 @@ def _with_error(value: float, error: float | None) -> str:
     return f"{100 * value:.2f}" + ("" if error is None else f" ± {100 * error:.2f}")
 
 
-def _search(base: str, checkpoints: Sequence[str], data: Sequence[Path], **options: Any) -> Search:
+def _search(base: str, checkpoints: Sequence[str], data: Sequence[Path], options: dict[str, Any]) -> Search:
     from transformers.utils import logging as transformers_logging
 
     from codiemb.fusion.search import search

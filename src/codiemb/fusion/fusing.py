@@ -110,8 +110,7 @@ def fuse(
     if not (math.isfinite(scale) and scale >= 0):
         raise ValueError(f"scale={scale}, expected a number of at least 0.")
     output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output}: exists and is not an empty directory. Give a new one.")
+    require_new(output)
     models = open_models(base, checkpoints)
     starts = averaged_tensors(models)
     on_block = _counter(starts, 2, on_progress)
@@ -140,6 +139,16 @@ def fuse(
     finally:
         shutil.rmtree(private, ignore_errors=True)
     return report
+
+
+def require_new(output: Path) -> None:
+    """See that there is nothing where a model is to be written.
+
+    Raises:
+        ValueError: there is something.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output}: exists and is not an empty directory. Give a new one.")
 
 
 def write_candidate(
