@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from transformers import TrainingArguments
 
 from codiemb import encoding
 from codiemb.data.readers import read
@@ -16,6 +19,7 @@ from codiemb.training.recipe import Consistency
 from codiemb.training.run import run
 
 from .conftest import WORDS, sentence, write_lines
+from .processes import on_two_ranks
 
 ROWS, WRONG = 60, 12  # the last rows have a document of no relation
 
@@ -78,11 +82,33 @@ def test_ranks_are_kept_and_a_killed_run_loses_only_its_last_rows(table, model_d
     assert stricter.ranks(table).tolist() == first.tolist()
     assert ranked == [25]
     assert stricter(table).keep.tolist() == (first == 0).tolist()
-    # Another model, pool or seed ranks anew.
-    for other, seed in ((Consistency(model=str(model_directory), pool=19), 0), (options, 1)):
+    # Another pool, seed or choice of rows ranks anew.
+    shifted = replace(table, rows=table.rows.select([*range(1, ROWS), 0]))
+    in_memory = replace(table, rows=datasets.Dataset.from_list(table.rows.to_list()))
+    smaller = Consistency(model=str(model_directory), pool=19)
+    for other, seed, rows in ((smaller, 0, table), (options, 1, table), (options, 0, shifted), (options, 0, in_memory)):
         ranked.clear()
-        ConsistencyFilter(other, seed=seed, cache_dir=tmp_path).ranks(table)
+        ConsistencyFilter(other, seed=seed, cache_dir=tmp_path).ranks(rows)
         assert sum(ranked) == ROWS
+
+
+def ranked_by_each(table, options, folder) -> None:
+    """Write down which rows this process ranked, and which ranks it ended with; the target of `on_two_ranks`."""
+    consistency._SHARD = 20
+    TrainingArguments(str(folder), use_cpu=True, report_to=[]).device  # noqa: B018 - makes it find the other one
+    own, rank = [], ConsistencyFilter._ranks
+    ConsistencyFilter._ranks = lambda self, rows, pool: own.append(len(rows)) or rank(self, rows, pool)
+    ranks = ConsistencyFilter(options, device="cpu", cache_dir=folder / "ranks").ranks(table)
+    print(json.dumps({"own": own, "ranks": ranks.tolist()}))
+
+
+def test_several_processes_rank_a_part_of_the_rows_each(table, model_directory, tmp_path, monkeypatch):
+    monkeypatch.setattr(consistency, "_SHARD", 20)
+    options = Consistency(model=str(model_directory), pool=20)
+    printed = on_two_ranks(tmp_path, ranked_by_each, table, options, tmp_path)
+    reports = [json.loads(text.splitlines()[-1]) for text in printed]
+    assert [report["own"] for report in reports] == [[20, 20], [20]]
+    assert reports[0]["ranks"] == reports[1]["ranks"] == ConsistencyFilter(options, device="cpu").ranks(table).tolist()
 
 
 def test_a_run_leaves_the_inconsistent_pairs_out_and_says_which(make_recipe, pairs, model_directory, capsys):

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,12 +25,14 @@ from codiemb.data.collator import text_id
 from codiemb.data.readers import TaskTable
 from codiemb.encoding import EmbeddingPass
 from codiemb.fingerprint import fingerprint
+from codiemb.losses.distributed import rank, world_size
 from codiemb.prompts import PromptedText
 from codiemb.training.recipe import Consistency
+from codiemb.training.resumable import wait_for_all_ranks
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1  # bump when ranks are computed in another way
+_FORMAT = 2  # bump when ranks are computed in another way
 _SHARD = 1 << 15  # rows whose ranks are kept together: what a killed run loses at most
 _BLOCK = 1024  # queries scored at once
 
@@ -50,7 +52,7 @@ class ConsistencyFilter:
     """The built-in filter: ranks each row's best positive among documents drawn from its data set.
 
     A document counts against a row if it is closer to the query than all positives of the row, and is none of them.
-    Ranks are cached by data file, model, pool and seed: another `keep_top` ranks nothing anew.
+    Ranks are cached by table, model, pool and seed: another `keep_top` ranks nothing anew.
 
     Args:
         seed: of the draw.
@@ -74,25 +76,32 @@ class ConsistencyFilter:
         return Verdicts(ranks < self._options.keep_top, {"rank": ranks + 1})
 
     def ranks(self, table: TaskTable) -> NDArray[np.int32]:
-        """How many documents of the pool come before the best positive of each row, (rows,)."""
+        """How many documents of the pool come before the best positive of each row, (rows,).
+
+        The processes of a group, all of which have to call this, rank a part of the rows each.
+        """
         directory = self._cache_dir / self._key(table)
         directory.mkdir(parents=True, exist_ok=True)
+        starts = range(0, len(table.rows), _SHARD)
+        self._rank_shards(table, starts[rank() :: world_size()], directory)
+        wait_for_all_ranks()
+        self._rank_shards(table, starts, directory)  # what others ranked is there, unless their cache is another
+        return np.concatenate([np.load(directory / f"{start}.npy") for start in starts])
+
+    def _rank_shards(self, table: TaskTable, starts: Iterable[int], directory: Path) -> None:
+        """Rank the rows of the shards that are not in the cache yet."""
         pool: _Pool | None = None
-        shards = []
-        for start in range(0, len(table.rows), _SHARD):
+        for start in starts:
             path = directory / f"{start}.npy"
             if not path.is_file():
                 pool = pool or self._pool(table)
-                rows = table.rows.select(range(start, min(start + _SHARD, len(table.rows))))
-                _save_whole(path, self._ranks(rows, pool))
-            shards.append(np.load(path))
-            logger.info("%s: ranked %d of %d rows", table.name, start + len(shards[-1]), len(table.rows))
-        return np.concatenate(shards)
+                end = min(start + _SHARD, len(table.rows))
+                _save_whole(path, self._ranks(table.rows.select(range(start, end)), pool))
+                logger.info("%s: ranked rows %d to %d of %d", table.name, start + 1, end, len(table.rows))
 
     def _key(self, table: TaskTable) -> str:
-        """The table's file in the cache of data is named after the identity of the data file."""
-        files = [entry["filename"] for entry in table.rows.cache_files]
-        content = [files, len(table.rows), self._model_key, self._options.pool, self._seed, _FORMAT]
+        rows = table.rows._fingerprint  # of the cached file of a table, and of what was selected from it
+        content = [rows, self._model_key, self._options.pool, self._seed, _FORMAT]
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
     def _pool(self, table: TaskTable) -> _Pool:

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from codiemb.training.totals import Totals
+
+DEFAULT_CHECKPOINTS = 10
+"""A run has, where the recipe says nothing."""
 
 STATE_FILE = "trainer_state.json"
 """Written last into a checkpoint, so its presence says that the checkpoint is complete."""
@@ -57,6 +60,23 @@ class ResumableTrainer(Trainer):
     @abstractmethod
     def held_out_scores(self) -> Mapping[str, float]:
         """Scores of the model as it is on held-out data, the same on all ranks."""
+
+    def train_from(self, checkpoint: Path | None, say: Callable[[str], None]) -> None:
+        """Train, on from a checkpoint if there is one; say what an interrupted training can be resumed from."""
+        try:
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except KeyboardInterrupt:
+            survivor = last_checkpoint(Path(self.args.output_dir))
+            remedy = f"go on from {survivor} with --resume" if survivor else "there is no checkpoint yet"
+            say(f"interrupted at step {self.state.global_step}; {remedy}")
+            raise
+
+    def numbers_logged(self) -> list[dict[str, float]]:
+        """Everything that was logged and is a finite number, by step."""
+        return [
+            {key: value for key, value in entry.items() if isinstance(value, (int, float)) and math.isfinite(value)}
+            for entry in self.state.log_history
+        ]
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """Held-out scores as `eval_<name>`."""
@@ -119,6 +139,12 @@ class ResumableTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.args.should_save:  # the library calls this on all ranks
             self.save_to(Path(output_dir or self.args.output_dir))
+
+
+def wait_for_all_ranks() -> None:
+    """Return once every process has come here."""
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def checkpoint_step(checkpoint: Path) -> int | None:

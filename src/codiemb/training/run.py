@@ -39,11 +39,10 @@ from codiemb.training.output import RunDirectory
 from codiemb.training.parameters import count_parameters, freeze_layers
 from codiemb.training.progress import TrainingProgress
 from codiemb.training.recipe import Recipe, RecipeError
-from codiemb.training.trainer import CoDiEmbTrainer, Evaluate, TrainingRows, checkpoint_step, last_checkpoint
+from codiemb.training.resumable import DEFAULT_CHECKPOINTS, checkpoint_step, last_checkpoint, wait_for_all_ranks
+from codiemb.training.trainer import CoDiEmbTrainer, Evaluate, TrainingRows
 
 logger = logging.getLogger(__name__)
-
-_DEFAULT_CHECKPOINTS = 10  # a run, where the recipe says nothing
 
 
 @dataclass
@@ -94,7 +93,8 @@ def run(
             is done is not repeated.
         overwrite: delete what an earlier run left in the output directory.
         console: for progress; stderr if None.
-        keep_pairs: decides which rows of task `ir` are trained on, in place of the recipe's `consistency`.
+        keep_pairs: decides which rows of task `ir` are trained on, in place of the recipe's `consistency`; asked by
+            every process, each for all rows.
     Raises:
         OutputError: the output directory holds something else, or another recipe's run.
         DivergedError: the loss became infinite or no number.
@@ -115,13 +115,11 @@ def run(
         say(f"{directory.path} holds the finished run: nothing to do.")
         return TrainingReport(**finished)
     all_tables = read_tables(recipe)
-    tables, verdicts = _consistent_tables(recipe, all_tables, keep_pairs, arguments, say)
+    tables, verdicts = _consistent_tables(recipe, all_tables, keep_pairs, arguments.device, say)
     options: dict[str, TaskOptions] = {name: getattr(recipe.tasks, name) for name in TASKS}
     sampler = make_sampler(recipe, tables, options, arguments)
     steps = _total_steps(recipe, sampler)
-    arguments.save_steps = (
-        recipe.checkpoints.every or recipe.evaluation.every or math.ceil(steps / _DEFAULT_CHECKPOINTS)
-    )
+    arguments.save_steps = recipe.checkpoints.every or recipe.evaluation.every or math.ceil(steps / DEFAULT_CHECKPOINTS)
     eval_tasks = evaluation.discover(recipe.evaluation.data) if recipe.evaluation.data else []
     _check_metric(recipe, eval_tasks)
     set_seed(recipe.seed)  # for weights that a model lacks
@@ -178,12 +176,7 @@ def run(
     else:
         set_seed(recipe.seed + arguments.process_index)  # ranks drop out different units
         try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except KeyboardInterrupt:
-            survivor = last_checkpoint(directory.state)
-            remedy = f"go on from {survivor} with --resume" if survivor else "there is no checkpoint yet"
-            say(f"interrupted at step {trainer.state.global_step}; {remedy}")
-            raise
+            trainer.train_from(checkpoint, say)
         finally:
             progress.close()
     by_width = {}
@@ -204,7 +197,7 @@ def run(
         tokens=trainer.totals.tokens,
         truncated_texts=trainer.totals.truncated_texts,
         best_step=trainer.state.best_global_step if arguments.load_best_model_at_end else None,
-        history=[_finite_numbers(entry) for entry in trainer.state.log_history],
+        history=trainer.numbers_logged(),
     )
     if is_main:
         directory.publish(trainer.save_to, model_card(recipe, report, template), vars(report))
@@ -236,21 +229,13 @@ def _consistent_tables(
     recipe: Recipe,
     tables: list[TaskTable],
     keep_pairs: PairFilter | None,
-    arguments: TrainingArguments,
+    device: torch.device,
     say: Callable[[str], None],
 ) -> tuple[list[TaskTable], dict[str, Verdicts]]:
-    if keep_pairs is None and recipe.consistency is None:
-        return tables, {}
-    if arguments.process_index > 0:  # the main one fills the cache that the others read
-        wait_for_all_ranks()
-    if keep_pairs is None:
-        assert recipe.consistency is not None
+    if keep_pairs is None and recipe.consistency is not None:
         say(f"ranking the documents of the training pairs with {recipe.consistency.model}; ranks are kept")
-        keep_pairs = ConsistencyFilter(recipe.consistency, seed=recipe.seed, device=str(arguments.device))
-    kept = filtered(tables, keep_pairs)
-    if arguments.process_index == 0:
-        wait_for_all_ranks()
-    return kept
+        keep_pairs = ConsistencyFilter(recipe.consistency, seed=recipe.seed, device=str(device))
+    return filtered(tables, keep_pairs) if keep_pairs else (tables, {})
 
 
 def _refused(verdicts: Mapping[str, Verdicts], table: TaskTable) -> int:
@@ -448,12 +433,6 @@ def _check_metric(recipe: Recipe, tasks: Sequence[evaluation.EvalTask]) -> None:
         )
 
 
-def wait_for_all_ranks() -> None:
-    """Return once every process has come here."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
 def _scorer(
     tasks: Sequence[evaluation.EvalTask], template: InstructionTemplate, arguments: TrainingArguments
 ) -> Evaluate:
@@ -537,7 +516,3 @@ def _settings(embedding_pass: EmbeddingPass, arguments: TrainingArguments, secon
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "transformers", "sentence-transformers")},
     }
-
-
-def _finite_numbers(entry: Mapping[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in entry.items() if isinstance(value, (int, float)) and math.isfinite(value)}

@@ -19,7 +19,8 @@ from codiemb.training.output import RunDirectory
 from codiemb.training.pretraining.documents import corpus_files
 from codiemb.training.pretraining.run import PretrainReport, pretrain
 from codiemb.training.recipe import Recipe
-from codiemb.training.run import TrainingReport, check, run, wait_for_all_ranks
+from codiemb.training.resumable import wait_for_all_ranks
+from codiemb.training.run import TrainingReport, check, run
 from codiemb.training.staged_recipe import Stage, StagedRecipe
 
 START = "start"

@@ -60,11 +60,16 @@ def new_tokenizer(recipe: PretrainRecipe, *, is_main: bool, wait: Callable[[], N
     if is_main and not directory.is_dir():
         progress(f"training a tokenizer: {settings.algorithm}, {settings.vocab_size:,} tokens")
         tokenizer = train_tokenizer(_training_texts(recipe), settings)
-        private = private_directory(directory)
-        tokenizer.save_pretrained(private)
-        publish(private, directory)
+        save_whole(tokenizer, directory)
     wait()
     return directory
+
+
+def save_whole(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Save a tokenizer so that the directory holds all of it or is not there."""
+    private = private_directory(directory)
+    tokenizer.save_pretrained(private)
+    publish(private, directory)
 
 
 def _training_texts(recipe: PretrainRecipe) -> Iterator[str]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
@@ -23,15 +22,13 @@ from codiemb.encoding import best_precision
 from codiemb.training.output import RunDirectory
 from codiemb.training.pretraining.attention import check_attention, set_direction
 from codiemb.training.pretraining.card import model_card
-from codiemb.training.pretraining.data import PretrainData, as_objective, new_tokenizer
+from codiemb.training.pretraining.data import PretrainData, as_objective, new_tokenizer, save_whole
 from codiemb.training.pretraining.documents import corpus_files
 from codiemb.training.pretraining.networks import check_window, load_network, load_tokenizer, new_network
 from codiemb.training.pretraining.recipe import PretrainRecipe
 from codiemb.training.pretraining.trainer import PretrainTrainer, WindowSampler
 from codiemb.training.progress import TrainingProgress
-from codiemb.training.resumable import checkpoint_step, last_checkpoint
-
-_DEFAULT_CHECKPOINTS = 10  # a run, where the recipe says nothing
+from codiemb.training.resumable import DEFAULT_CHECKPOINTS, checkpoint_step, last_checkpoint, wait_for_all_ranks
 
 
 @dataclass
@@ -100,7 +97,7 @@ def pretrain(
     elif resume and kept.is_dir():
         tokenizer = load_tokenizer(str(kept))
     else:
-        made = new_tokenizer(recipe, is_main=is_main, wait=_wait_for_all_ranks, progress=say)
+        made = new_tokenizer(recipe, is_main=is_main, wait=wait_for_all_ranks, progress=say)
         tokenizer = load_tokenizer(str(made))
     set_seed(recipe.seed)  # for new weights
     network = _network(recipe, tokenizer).to(arguments.device)
@@ -108,12 +105,12 @@ def pretrain(
     data = PretrainData(recipe, tokenizer, progress=say)
     parts = {name: as_objective(recipe, tokenizer, windows) for name, windows in data.parts().items()}
 
-    _wait_for_all_ranks()  # none may find what the main one writes now
+    wait_for_all_ranks()  # none may find what the main one writes now
     if is_main:
         directory.prepare(overwrite=overwrite)
         if recipe.new_tokenizer is not None:
-            tokenizer.save_pretrained(kept)
-    _wait_for_all_ranks()
+            save_whole(tokenizer, kept)
+    wait_for_all_ranks()
     data.check(directory.remembered("data", data.state, write=is_main))
     sampler = WindowSampler(
         len(data.train),
@@ -123,7 +120,7 @@ def pretrain(
         seed=recipe.seed,
     )
     steps = recipe.max_steps or math.ceil(recipe.epochs * math.ceil(len(sampler) / recipe.accumulation))
-    arguments.save_steps = recipe.checkpoints.every or recipe.held_out.every or math.ceil(steps / _DEFAULT_CHECKPOINTS)
+    arguments.save_steps = recipe.checkpoints.every or recipe.held_out.every or math.ceil(steps / DEFAULT_CHECKPOINTS)
     checkpoint = last_checkpoint(directory.state)
     steps_done = (checkpoint_step(checkpoint) if checkpoint else None) or 0
 
@@ -159,12 +156,7 @@ def pretrain(
     else:
         set_seed(recipe.seed + arguments.process_index)  # ranks drop out different units
         try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except KeyboardInterrupt:
-            survivor = last_checkpoint(directory.state)
-            remedy = f"go on from {survivor} with --resume" if survivor else "there is no checkpoint yet"
-            say(f"interrupted at step {trainer.state.global_step}; {remedy}")
-            raise
+            trainer.train_from(checkpoint, say)
         finally:
             progress.close()
     report = PretrainReport(
@@ -177,11 +169,11 @@ def pretrain(
         steps=trainer.state.global_step,
         seconds=round(time.monotonic() - started, 1),
         tokens=trainer.totals.tokens,
-        history=[_finite_numbers(entry) for entry in trainer.state.log_history],
+        history=trainer.numbers_logged(),
     )
     if is_main:
         directory.publish(trainer.save_to, model_card(recipe, report), vars(report))
-    _wait_for_all_ranks()
+    wait_for_all_ranks()
     return report
 
 
@@ -276,12 +268,3 @@ def _settings(
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
     }
-
-
-def _wait_for_all_ranks() -> None:
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def _finite_numbers(entry: dict[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in entry.items() if isinstance(value, (int, float)) and math.isfinite(value)}
