@@ -49,23 +49,21 @@ def write_pairs(path: Path, count: int, longest: int) -> None:
 def measure(recipe: Path, overrides: list[str]) -> dict[str, float]:
     """Seconds until training starts and of a step, and the largest memory in MiB, of one `codiemb train`."""
     command = [sys.executable, "-m", "codiemb", "train", str(recipe), "--overwrite", *overrides]
-    started = time.monotonic()
+    log = recipe.with_suffix(".log")
+    started, start = time.monotonic(), None
     largest = {"RssAnon": 0, "VmHWM": 0}
-    with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, stderr=log, stdout=log) as process:
+    with log.open("w") as file, subprocess.Popen(command, stderr=file, stdout=file) as process:
         status = Path(f"/proc/{process.pid}/status")
-        start = None
         while process.poll() is None:
             content = status.read_text()
             for name in largest:
                 if found := re.search(rf"{name}:\s+(\d+) kB", content):
                     largest[name] = max(largest[name], int(found[1]) // 1024)
-            log.seek(0)
-            if start is None and "watch it" in log.read():
+            if start is None and "watch it" in log.read_text():
                 start = time.monotonic() - started
             time.sleep(0.1)
-        log.seek(0)
-        if process.returncode:
-            raise SystemExit(log.read())
+    if process.returncode:
+        raise SystemExit(log.read_text())
     assert start is not None
     output = Path(yaml.safe_load(recipe.read_text())["output"])
     report = json.loads((output / "training_report.json").read_text())

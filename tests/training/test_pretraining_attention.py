@@ -98,6 +98,19 @@ def test_a_later_token_counts_with_mntp_alone(name, implementation):
         check_attention(model, both_ways)
 
 
+@pytest.mark.parametrize("both_ways", [False, True], ids=["clm", "mntp"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_windows_of_a_batch_have_documents_of_their_own(name, both_ways):
+    model = network(name, "sdpa", both_ways)
+    ids, positions = window(0)
+    other = torch.cat([positions[:, 9:], positions[:, :9]], 1)  # the same lengths in another order
+    together = logits(model, torch.cat([ids, ids]), torch.cat([positions, other]))
+    for row, layout in enumerate((positions, other)):
+        alone = logits(model, ids, layout)
+        torch.testing.assert_close(together[row], alone[0], rtol=0, atol=2e-5 * float(alone.abs().max()))
+    assert not torch.isclose(together[0], together[1]).all()
+
+
 def test_without_positions_that_begin_anew_documents_do_see_each_other():
     model = network("llama", "sdpa", False)
     ids, _ = window(0)
