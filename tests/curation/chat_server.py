@@ -70,6 +70,7 @@ class ChatServer(ThreadingHTTPServer):
     Attributes:
         bodies: of all requests, in order.
         times: when they came, s.
+        keys: their `Authorization` headers.
         answered: how often each was answered to the end, by its JSON.
     """
 
@@ -81,6 +82,7 @@ class ChatServer(ThreadingHTTPServer):
         self.model = model
         self.bodies = []
         self.times = []
+        self.keys = []
         self.answered = Counter()
         self.reply = lambda number, body: None
         self.most_at_once = self.at_once = 0
@@ -114,6 +116,7 @@ def chat_server(model=good_model):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or every answer, sent in two pieces, waits 40 ms
     server: ChatServer
 
     def log_message(self, *_):
@@ -126,6 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
             number = len(server.bodies)
             server.bodies.append(body)
             server.times.append(time.monotonic())
+            server.keys.append(self.headers["Authorization"])
             server.at_once += 1
             server.most_at_once = max(server.most_at_once, server.at_once)
         reply = server.reply(number, body) or Reply()

@@ -15,6 +15,7 @@ from codiemb.curation.synthesis.pace import Pace
 from codiemb.curation.synthesis.plan import Request
 from codiemb.curation.synthesis.recipe import Api
 from codiemb.curation.synthesis.templates import Templates
+from codiemb.training.sections import RecipeError
 
 GOOD = '{"tasks": ["检索"]}'
 
@@ -172,10 +173,40 @@ def test_key_body_and_settings_are_sent(ask, server, monkeypatch):
     monkeypatch.setenv("MY_KEY", "secret")
     ask(key_variable="MY_KEY", body={"top_k": 20}, temperature=0.3, max_tokens=50)
     (body,) = server.bodies
+    assert server.keys == ["Bearer secret"]
     assert (body["top_k"], body["temperature"], body["max_tokens"], body["model"]) == (20, 0.3, 50, "m")
     assert "secret" not in json.dumps(body)
     ask(max_tokens=None)
     assert "max_tokens" not in server.bodies[-1]
+
+
+def test_a_key_is_written_nowhere(ask, server, monkeypatch, tmp_path, caplog):
+    key = "sk-0123456789abcdef"
+    monkeypatch.setenv("OPENAI_API_KEY", f"{key}\n")  # as `echo` and secrets from files leave it
+    caplog.set_level("INFO")
+    server.script(refusal(500, f"upstream said no to {key}"), refusal(400, f"{'x' * 290} {key}"))
+    failed, answered = ask(2)
+    assert set(server.keys) == {f"Bearer {key}"}
+    assert failed.answered.detail.startswith("HTTP 400: xxx")
+    assert answered.answered.answer is not None
+    assert "said no to ***" in caplog.text
+    for written in (failed.answered.detail, caplog.text, (tmp_path / "journal.jsonl").read_text()):
+        assert key[:6] not in written
+    server.reply = lambda number, body: refusal(401, f"Incorrect API key provided: {key}.")
+    with pytest.raises(SynthesisError, match=r"provided: \*\*\*\. \(the key is taken from") as error:
+        ask(3)
+    assert key not in str(error.value)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123\n456789")
+    with pytest.raises(RecipeError, match=r"OPENAI_API_KEY: this environment variable has characters that no key has"):
+        ask(4)
+
+
+def test_long_waits_that_a_server_asks_for_are_said(ask, server, monkeypatch, caplog):
+    server.script(Reply(429, body=b"{}", headers=(("Retry-After", "7200"),)))
+    monkeypatch.setattr("threading.Event.wait", lambda self, timeout=None: self.is_set())
+    ask()
+    assert "HTTP 429" in caplog.text
+    assert "again in 7200.0 s" in caplog.text
 
 
 def test_missing_token_counts_are_estimated_and_counted(ask, server):

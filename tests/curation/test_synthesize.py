@@ -2,10 +2,7 @@
 
 import io
 import json
-import os
-import signal
-import subprocess
-import sys
+import multiprocessing
 import time
 
 import pytest
@@ -114,14 +111,15 @@ def test_a_killed_run_ends_as_one_that_was_not_and_pays_once(server, documents, 
 
     out = tmp_path / "out"
     server.reply = lambda number, body: Reply(delay=0.05 if number < 20 else 30)  # gets stuck in the middle
-    command = [sys.executable, "-m", "codiemb", *arguments(documents, out, server.base_url)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
-        until = time.monotonic() + 120
-        while len(server.bodies) < 24:  # four are under way
-            assert process.poll() is None, process.stderr.read().decode()
-            assert time.monotonic() < until
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
+    process = multiprocessing.get_context("fork").Process(target=run, args=(documents, out, server.base_url))
+    process.start()
+    until = time.monotonic() + 120
+    while len(server.bodies) < 24:  # four are under way
+        assert process.is_alive()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    process.kill()
+    process.join()
     assert not (out / "report.json").exists()
     kept = (out / "journal.jsonl").read_bytes()
     assert len(kept.splitlines()) == 20
@@ -180,8 +178,19 @@ def test_nothing_that_passes_is_an_error_with_a_report(server, documents, tmp_pa
     server.model = lambda body: '{"queries": [{"query": "...", "hard_negatives": ["..."]}]}'
     off = ("--set", "brainstorm=null", "--set", "queries.per_document=1", "--set", "pairs=null")
     with pytest.raises(ValueError, match=r"no row passed the gates; report\.md there says why"):
-        run(documents, tmp_path / "out", server.base_url, *off, "--set", "paraphrases=null")
-    assert "characters" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+        run(
+            documents,
+            tmp_path / "out",
+            server.base_url,
+            *off,
+            "--set",
+            "paraphrases=null",
+            "--set",
+            "gates.copied=null",
+        )
+    page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "characters" in page
+    assert "Gates left out: copied; all that ask an embedding model, since gates.model is null." in page
     assert not (tmp_path / "out" / "ir.jsonl").exists()
 
 

@@ -79,7 +79,7 @@ def run_command(
 
     \b
     codiemb synthesize corpus.jsonl -o data/ --base-url http://localhost:8080/v1 --model qwen3 --dry-run
-    codiemb synthesize corpus.jsonl -o data/ --base-url https://api.openai.com/v1 --model gpt-5-mini --limit 1000
+    codiemb synthesize corpus.jsonl -o data/ --base-url https://api.openai.com/v1 --model gpt-4.1-mini --limit 1000
     codiemb synthesize --recipe synthesis.yaml --set api.concurrency=16
     """
     chosen = _recipe(

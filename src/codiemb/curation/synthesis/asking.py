@@ -191,7 +191,8 @@ class Asker:
             return backoff if failure.retry_after is None else max(failure.retry_after, backoff)
 
         def log(state: Any) -> None:
-            logger.info(
+            logger.log(
+                logging.INFO if state.next_action.sleep <= 2 * _LONGEST_WAIT else logging.WARNING,
                 "Attempt %d of %d: %s; again in %.1f s.",
                 state.attempt_number,
                 self.api.attempts,

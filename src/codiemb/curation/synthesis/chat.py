@@ -13,6 +13,7 @@ from codiemb.curation.synthesis.recipe import Api
 from codiemb.curation.synthesis.templates import Messages
 from codiemb.curation.synthesis.tokens import estimated_tokens
 from codiemb.extras import require
+from codiemb.training.sections import RecipeError
 
 Mode = Literal["schema", "json", "plain"]
 
@@ -21,6 +22,7 @@ _RESPONSE_FORMAT_REFUSED = (400, 404, 415, 422, 500, 501)  # what servers say to
 _TRANSIENT = (408, 409, 425, 429)  # and all from 500 on
 _HOPELESS = (401, 403, 404)  # whatever is asked
 _SHOWN = 300  # characters of an error
+_SECRET = 8  # characters that a key has at least; what is shorter stands for none, such as `EMPTY`
 
 
 class RequestFailed(Exception):
@@ -65,15 +67,17 @@ class ChatClient:
 
     Raises:
         ModuleNotFoundError: the extra is not installed.
+        RecipeError: the key cannot be one.
     """
 
     def __init__(self, api: Api) -> None:
         self.api = api
         self._openai: Any = require("openai", "synthesis")
+        self._key = _key(api.key_variable)
         # Local servers want no key; the client wants one that is not empty.
         self._client = self._openai.OpenAI(
             base_url=api.base_url,
-            api_key=os.environ.get(api.key_variable) or "none",
+            api_key=self._key or "none",
             max_retries=0,
             timeout=api.timeout,
         )
@@ -127,7 +131,7 @@ class ChatClient:
             raise self._refusal(error, mode) from None
         except self._openai.APIConnectionError as error:  # its subclass for time-outs too
             cause = f" ({error.__cause__!r})" if error.__cause__ else ""
-            raise RequestFailed(f"{error}{cause}", transient=True) from None
+            raise RequestFailed(self._without_key(f"{error}{cause}"), transient=True) from None
         except ValidationError as error:
             fault = error.errors(include_url=False)[0]
             raise RequestFailed(f"not a chat completion: {fault['msg']}"[:_SHOWN], transient=True) from None
@@ -136,7 +140,7 @@ class ChatClient:
     def _refusal(self, error: Any, mode: Mode) -> RequestFailed:
         status = error.status_code
         message = error.body.get("message") if isinstance(error.body, dict) else error.message
-        reason = f"HTTP {status}: {' '.join(str(message).split())[:_SHOWN]}"
+        reason = f"HTTP {status}: {self._without_key(' '.join(str(message).split()))[:_SHOWN]}"
         told = str(error.body).lower()
         if mode != "plain" and status in _RESPONSE_FORMAT_REFUSED and _about_the_format(told):
             return _FormatRefused(reason)
@@ -150,9 +154,21 @@ class ChatClient:
             retry_after=_seconds(error.response.headers.get("retry-after")),
         )
 
+    def _without_key(self, text: str) -> str:
+        """What a server or library said, which may quote the key; errors go into logs and reports."""
+        return text.replace(self._key, "***") if len(self._key) >= _SECRET else text
+
 
 class _FormatRefused(RequestFailed):
     """The server does not take this response_format."""
+
+
+def _key(variable: str) -> str:
+    """The key in an environment variable, without the line end that secrets from files have; empty if there is none."""
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise RecipeError(f"{variable}: this environment variable has characters that no key has. Set it anew.")
+    return key
 
 
 def _about_the_format(told: str) -> bool:

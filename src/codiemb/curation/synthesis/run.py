@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 from rich.console import Console
 
@@ -185,9 +186,10 @@ def _sifted(
     if gates.near_duplicate is not None:
         rows = sieve(rows, duplicate_findings(rows, gates.near_duplicate), bin_)
     screen_passages(rows, recipe, bin_)
+    names = ("copied", "near_duplicate", "similar", "top_k", "negative_margin", "disagreement")
+    skipped = [name for name in names if getattr(gates, name) is None]
     if model is None:
-        skipped = ["same meaning, round trip, false negatives and scores, since gates.model is null"]
-        return rows, None, skipped
+        return rows, None, [*skipped, "all that ask an embedding model, since gates.model is null"]
     retrieval = _retrievable(recipe, corpus, [row for row in rows if row.file == "ir"], model, bin_)
     pairs = [row for row in rows if row.file == "sts"]
     similarities = cosines(pairs, model)
@@ -201,8 +203,6 @@ def _sifted(
         for row in pairs:
             row.score = calibration.scale[f"{row.score:g}"]
     paraphrases = [row for row in rows if row.file == "paraphrases"]
-    names = ("near_duplicate", "similar", "top_k", "negative_margin", "disagreement", "copied")
-    skipped = [name for name in names if getattr(gates, name) is None]
     return [*retrieval, *pairs, *paraphrases], calibration, skipped
 
 
@@ -214,12 +214,17 @@ def _retrievable(
     if not rows:
         return rows
     judge = Judge(model, corpus)
+    vectors = dict(zip(map(id, rows), judge.queries(rows), strict=True))
+
+    def queries(rows: Sequence[Row]) -> np.ndarray:
+        return np.array([vectors[id(row)] for row in rows])
+
     if gates.similar is not None:
-        rows = sieve(rows, judge.repeated(rows, judge.queries(rows), gates.similar), bin_)
+        rows = sieve(rows, judge.repeated(rows, queries(rows), gates.similar), bin_)
     if gates.top_k is not None:
-        rows = sieve(rows, judge.lost(rows, judge.queries(rows), gates.top_k), bin_)
+        rows = sieve(rows, judge.lost(rows, queries(rows), gates.top_k), bin_)
     if gates.negative_margin is not None:
-        false = judge.false_negatives(rows, judge.queries(rows), gates.negative_margin)
+        false = judge.false_negatives(rows, queries(rows), gates.negative_margin)
 
         def fault(text: str, row: Row) -> tuple[str, str] | None:
             detail = false.get((row.written, text))
