@@ -168,10 +168,23 @@ def test_shares_count_from_the_mean_of_random_pairs(run, model):
     assert run("zero.jsonl", {**PLAIN, "share": 0.9, "chance": "zero"}).report.about["chance"] == 0
 
 
+class Stop(Exception):
+    pass
+
+
+def half_written(finder, directory):
+    (directory / f"{finder.kind}.faiss").write_bytes(b"IHN")
+    raise Stop
+
+
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
-def test_approximate_indexes_give_the_same_scores(run, kind):
+def test_approximate_indexes_give_the_same_scores(run, kind, monkeypatch, tmp_path):
     exact = lines(run().directory / "provenance.jsonl")
-    near = run("near.jsonl", kind=kind)
+    with monkeypatch.context() as patched:  # killed while the index is written
+        patched.setattr("codiemb.search.finders.Finder.write", half_written)
+        with pytest.raises(Stop):
+            run("near.jsonl", kind=kind, cache=tmp_path / "cache")
+    near = run("near.jsonl", kind=kind, cache=tmp_path / "cache")
     known = {(record["row"], one["id"]): one["score"] for record in exact for one in record["negatives"]}
     found = {
         (record["row"], one["id"]): one["score"]
@@ -349,10 +362,6 @@ def test_each_query_is_read_with_its_instruction(tiny_model_directory, tmp_path,
 
 
 # -- stopping, going on, and the cache -------------------------------------------------------------------------------
-
-
-class Stop(Exception):
-    pass
 
 
 @pytest.fixture

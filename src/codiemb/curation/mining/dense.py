@@ -177,6 +177,8 @@ def _finder(vectors: np.ndarray, kind: Kind, directory: Path) -> Finder | None:
     known = Finder.read(directory, vectors.shape) if directory.is_dir() else None
     if known is None:
         known = Finder.build(vectors, kind)
-        directory.mkdir(exist_ok=True)
-        known.write(directory)
+        partial = directory.with_name(f".{directory.name}")  # a kill leaves no half of an index under its name
+        partial.mkdir(exist_ok=True)
+        known.write(partial)
+        partial.rename(directory)
     return known
