@@ -3,7 +3,6 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -16,17 +15,7 @@ from codiemb.training.run import run
 from codiemb.training.trainer import CoDiEmbTrainer, checkpoint_step, last_checkpoint
 
 from .conftest import assert_same_weights, files_under
-
-
-def kill_at_step(recipe_file, step: int, environment) -> None:
-    """Start a real run in a process of its own and kill it once it has printed `step`."""
-    command = [sys.executable, "-m", "codiemb", "train", str(recipe_file)]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stderr:
-            if line.startswith(f"step {step}/"):
-                process.send_signal(signal.SIGKILL)
-                break
-        assert process.wait() == -signal.SIGKILL
+from .processes import killed_at_step
 
 
 @pytest.mark.parametrize(
@@ -38,18 +27,14 @@ def kill_at_step(recipe_file, step: int, environment) -> None:
     ],
     ids=["mid-epoch", "accumulation", "second epoch"],
 )
-def test_a_killed_and_resumed_run_ends_with_the_same_weights(
-    changes, killed_at, make_recipe, content, data, environment, tmp_path
-):
+def test_a_killed_and_resumed_run_ends_with_the_same_weights(changes, killed_at, make_recipe, data, tmp_path):
     every = changes["checkpoints"]["every"]
     changes = {**changes, "evaluation": {"data": [str(data / "test")], "every": every}}
     uninterrupted = make_recipe(**changes, output=str(tmp_path / "uninterrupted"))
     reference = run(uninterrupted)
 
-    recipe_file = tmp_path / "recipe.yaml"
-    recipe_file.write_text(yaml.safe_dump({**content, **changes}))
-    kill_at_step(recipe_file, killed_at, environment)
     interrupted = make_recipe(**changes)
+    killed_at_step(killed_at, run, interrupted)
     checkpoint = last_checkpoint(interrupted.output / "training")
     assert checkpoint is not None
     done = checkpoint_step(checkpoint)
