@@ -226,6 +226,7 @@ def test_faults_of_all_stages_are_shown_at_once(staged, with_pretraining):
     [
         ({"train": [{"path": "nothing.jsonl"}]}, "stage 2-finetune: nothing.jsonl: no such file"),
         ({"tasks": {"ir": {"batch_size": 65}}}, "stage 2-finetune: Data set 'ir' has 64 examples"),
+        ({"consistency": {"model": "/none"}}, "stage 2-finetune: /none: there is no such directory"),
         ({"evaluation": {"metric": "reranking"}}, "stage 2-finetune: evaluation.metric: got 'reranking'"),
     ],
 )

@@ -144,8 +144,7 @@ def filtered(tables: Sequence[TaskTable], keep: PairFilter) -> tuple[list[TaskTa
     Raises:
         ValueError: no table is of task `ir`, or a filter's verdicts do not fit its table.
     """
-    if all(table.task_type != "ir" for table in tables):
-        raise ValueError("consistency: it filters rows of task ir, and the training data have none.")
+    check_tables(tables)
     result, verdicts = list(tables), {}
     for place, table in enumerate(tables):
         if table.task_type == "ir":
@@ -158,6 +157,12 @@ def filtered(tables: Sequence[TaskTable], keep: PairFilter) -> tuple[list[TaskTa
             verdicts[table.name] = verdict
             result[place] = replace(table, rows=table.rows.select(np.flatnonzero(verdict.keep)))
     return result, verdicts
+
+
+def check_tables(tables: Sequence[TaskTable]) -> None:
+    """Raise a `ValueError` if there is nothing to filter."""
+    if all(table.task_type != "ir" for table in tables):
+        raise ValueError("consistency: it filters rows of task ir, and the training data have none.")
 
 
 def write_refused(table: TaskTable, verdict: Verdicts, path: Path) -> None:

@@ -27,12 +27,13 @@ from codiemb.data.collator import TaskCollator
 from codiemb.data.readers import TaskTable, read
 from codiemb.data.sampler import SingleTaskBatchSampler, SourceSpec
 from codiemb.encoding import EmbeddingPass, best_precision
+from codiemb.model_source import find
 from codiemb.prompts import TEMPLATES, InstructionTemplate, PromptedText
 from codiemb.tasks import SYMMETRIC, TASKS, StsOptions, TaskOptions
 from codiemb.training import cpu
 from codiemb.training.adapters import LowRankAdapter, quantize
 from codiemb.training.compilation import compile_layers
-from codiemb.training.consistency import ConsistencyFilter, PairFilter, Verdicts, filtered, write_refused
+from codiemb.training.consistency import ConsistencyFilter, PairFilter, Verdicts, check_tables, filtered, write_refused
 from codiemb.training.model_card import model_card
 from codiemb.training.nested import scores_by_width, width_weights
 from codiemb.training.output import RunDirectory
@@ -209,9 +210,12 @@ def check(recipe: Recipe) -> None:
     """Find what `run` would find wrong with data, sampling and evaluation; only the cache of data is written.
 
     Raises:
-        DataError, RecipeError, ValueError: what cannot be used, and why.
+        DataError, RecipeError, ModelError, ValueError: what cannot be used, and why.
     """
     tables = read_tables(recipe)
+    if recipe.consistency:
+        check_tables(tables)
+        find(recipe.consistency.model)
     options: dict[str, TaskOptions] = {name: getattr(recipe.tasks, name) for name in TASKS}
     make_sampler(recipe, tables, options, _training_arguments(recipe, recipe.output))
     _check_metric(recipe, evaluation.discover(recipe.evaluation.data) if recipe.evaluation.data else [])
