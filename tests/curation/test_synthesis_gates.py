@@ -68,6 +68,7 @@ def test_what_cannot_be_told_passes_by_its_script():
     assert not in_language("Where does the Yangtze rise?", "zh")
     assert not in_language("长江发源于哪里？", "en")
     assert not in_language("Wo ist die Quelle der Donau?", "en")
+    assert in_language("Waar ontspringt de Donau in het zwarte woud?", "nl")  # not known here
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,8 @@ def test_what_cannot_be_told_passes_by_its_script():
     [
         (row("长江从哪座山流出来？"), None),
         (row("江"), "length"),
-        (row("江" * 201), "length"),
+        (row("江" * 401), "length"),
+        (row(" ".join(["Where does the Yangtze rise"] * 12), kind="long", language="en"), None),
         (row("....？！"), "characters"),
         (row("长江\x00在哪里"), "characters"),
         (row("Where does the Yangtze rise?"), "language"),

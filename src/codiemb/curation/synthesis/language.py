@@ -33,6 +33,7 @@ _FREQUENT_WORDS: Mapping[str, str] = {
     "it": "il lo gli di e è un una che in per del della con come quale si dei delle",
 }
 _FREQUENT = {language: frozenset(words.split()) for language, words in _FREQUENT_WORDS.items()}
+_KNOWN = {*_OF_SCRIPT.values(), *_FREQUENT}
 _LEAST_SHARE = 0.5  # of the characters and words that have a script
 
 
@@ -61,7 +62,12 @@ def detect(text: str) -> str | None:
 
 
 def in_language(text: str, language: str) -> bool:
-    """Whether a text may be in `language`: it is detected as that, or cannot be told and has the language's script."""
+    """Whether a text may be in `language`: it is detected as that, or cannot be told and has the language's script.
+
+    Of a language that `detect` does not know, any text may be.
+    """
+    if language not in _KNOWN:
+        return True
     found = detect(text)
     if found is not None:
         return found == language

@@ -17,7 +17,7 @@ from codiemb.data.documents import Document
 
 _SHOWN = 400  # characters of a document in a request for tasks
 _SENTENCE_END = re.compile(r"(?<=[。！？!?])|(?<=[.!?])\s+|\n+")
-_SENTENCE = (8, 120)  # characters of a sentence that is worth a pair
+_SENTENCE = (8, 200)  # characters of a sentence that is worth a pair; 30 English words have that many
 
 
 class Request(NamedTuple):

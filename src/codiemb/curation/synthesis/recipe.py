@@ -124,7 +124,7 @@ class Gates(Section):
     """What a row has to pass. Lengths are characters without spaces at the ends, bounds included."""
 
     language: bool = Field(True, description="texts are in the language that was asked for")
-    query_length: Bounds = (2, 200)
+    query_length: Bounds = Field((2, 400), description="a long English query of 60 words takes that much")
     sentence_length: Bounds = (4, 300)
     passage_length: Bounds = (20, 4000)
     copied: float | None = Field(
