@@ -1,6 +1,7 @@
 """A recipe from raw rows to a data set: cached by content, restarted where it stopped."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 from cleaning_rows import ir, read, write
 
 from codiemb.curation.curating import CurationRecipe, curate, run
+from codiemb.data import DataError
 from codiemb.data import read as read_tables
 from codiemb.training.sections import RecipeError, load_section, parse_section
 
@@ -64,7 +66,7 @@ def test_the_card_is_read_by_the_hub(content):
     metadata = yaml.safe_load(text.split("---")[1])
     assert metadata["license"] == "cc0-1.0"
     assert metadata["configs"][0]["data_files"][1] == {"split": "dev", "path": "data/dev.parquet"}
-    assert "| rows.jsonl | cc0-1.0 |" in text
+    assert "| rows.jsonl | rows | cc0-1.0 |" in text
     assert "| 01-filter | 43 | 42 | 1 | query: too short |" in text
     datasets = pytest.importorskip("datasets")
     loaded = datasets.load_dataset("set", cache_dir="hf")
@@ -108,25 +110,47 @@ def test_stopped_and_restarted_gives_the_same(content, monkeypatch, stopped_in):
     restarted = make(content)
     assert restarted.ran[0] == stopped_in
     whole, again = files("whole"), files("set")
-    for name in whole.keys() - {"README.md", "curation.json"}:  # these hold the name of the set and its key
-        read_rows = (
-            [
-                {key: value for key, value in json.loads(line).items() if key not in ("file", "of")}
-                for line in whole[name].splitlines()
-            ]
-            if name.endswith(".jsonl")
-            else whole[name]
-        )
-        again_rows = (
-            [
-                {key: value for key, value in json.loads(line).items() if key not in ("file", "of")}
-                for line in again[name].splitlines()
-            ]
-            if name.endswith(".jsonl")
-            else again[name]
-        )
-        assert read_rows == again_rows
     assert again.keys() == whole.keys()
+    for name in whole.keys() - {"README.md"}:  # whose title is the name of the directory
+        assert again[name] == whole[name], name
+
+
+def test_an_output_that_is_something_else_stays(content):
+    for name in ("set/data/raw.jsonl", "set"):
+        write(Path(name), ir("问题", "答案"))
+        with pytest.raises(DataError, match="set: is no data set of an earlier run"):
+            make(content)
+        assert Path(name).is_file()
+        shutil.rmtree("set", ignore_errors=True)
+    Path("set").unlink()
+    Path("set").mkdir()  # an empty directory will do
+    assert make(content).ran
+
+
+def test_a_publication_that_was_stopped_is_made_again(content, monkeypatch):
+    make(content)
+    whole = files()
+
+    def stopping(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "data_card", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            make({**content, "card": {"title": "New"}})
+    assert make(content).ran == []
+    assert files() == whole
+
+
+def test_no_row_left(content):
+    with pytest.raises(DataError, match=r"01-filter: no row is left; .*rejected\.jsonl says why"):
+        make({**content, "steps": [{"filter": {"query_length": [500, 512]}}]})
+
+
+def test_files_that_would_have_one_name(content):
+    Path("rows.json").write_text(json.dumps([ir("问题", "答案")]), encoding="utf-8")
+    with pytest.raises(DataError, match=r"two files would be rows\.jsonl"):
+        make({**content, "sources": [{"path": "rows.jsonl"}, {"path": "rows.json"}]})
 
 
 def test_no_split_is_one_file(content):
@@ -143,6 +167,9 @@ def test_faults_of_a_recipe(content):
         ({"steps": [{"filter": {"query_lenght": [1, 2]}}]}, "query_lenght"),
         ({"steps": [{"filter": {"max_digits": 2}}]}, "max_digits=2"),
         ({"steps": [{"synthesize": {"documents": ["x"]}}]}, "api"),
+        ({"on_error": "skip", "steps": [{"mine": {}}]}, "in the first cleaning step"),
+        ({"documents": [{"path": "x.jsonl"}]}, "x.jsonl is read by no step"),
+        ({"steps": [{"split": {"sizes": {"train": "rest", "dev": 0}}}]}, "sizes"),
     ):
         with pytest.raises(RecipeError, match=message):
             parse_section(CurationRecipe, {**content, **change})

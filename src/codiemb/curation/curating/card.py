@@ -19,15 +19,12 @@ _LONGEST = 512  # characters
 def describe_split(path: Path) -> dict[str, Any]:
     """Rows and, for each task, candidates, lengths in characters, scores and duplicates."""
     with tempfile.TemporaryDirectory(prefix="codiemb-") as cache:
-        tables = [asdict(describe(table, measure=characters, max_length=_LONGEST)) for table in _tables(path, cache)]
+        found = read(path, cache_dir=Path(cache))
+        tables = [asdict(describe(table, measure=characters, max_length=_LONGEST)) for table in found]
     for table in tables:
         for key in ("name", "source", "rejected"):
             del table[key]
     return {"rows": sum(table["rows"] for table in tables), "tasks": tables}
-
-
-def _tables(path: Path, cache: str) -> Any:
-    return read(path, cache_dir=Path(cache))
 
 
 def data_card(name: str, content: dict[str, Any]) -> str:
@@ -68,7 +65,7 @@ def data_card(name: str, content: dict[str, Any]) -> str:
     ]
     if scores := _scores(splits):
         parts.append("## Scores\n\n" + scores)
-    parts += ["## Sources\n\n" + _sources(content["sources"], steps), "## Steps\n\n" + _steps(steps)]
+    parts += ["## Sources\n\n" + _sources(content), "## Steps\n\n" + _steps(steps)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -109,17 +106,16 @@ def _scores(splits: list[dict[str, Any]]) -> str:
     return "\n".join(head + lines) if lines else ""
 
 
-def _sources(sources: list[dict[str, Any]], steps: list[dict[str, Any]]) -> str:
-    lines = ["| source | license | where from | note |", "|---|---|---|---|"]
-    for source in sources:
-        cells = [", ".join(source["files"]), source["license"] or "unknown", source["url"] or "", source["note"] or ""]
-        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
-    for step in steps:
-        if step["step"].endswith("synthesize"):
-            documents = ", ".join(Path(path).name for path in step["options"]["documents"])
-            written = f"written by {step['options']['api']['model']}"
-            lines.append(f"| {_cell(documents)} | unknown | documents | {_cell(written)} |")
-    return "\n".join(lines)
+def _sources(content: dict[str, Any]) -> str:
+    lines = ["| source | what it gave | license | where from | note |", "|---|---|---|---|---|"]
+    given = [(source, "rows") for source in content["sources"]]
+    given += [(source, f"documents of {', '.join(source['read_by'])}") for source in content["documents"]]
+    for source, what in given:
+        origin = [source["license"] or "unknown", source["url"] or "", source["note"] or ""]
+        lines.append("| " + " | ".join(map(_cell, (", ".join(source["files"]), what, *origin))) + " |")
+    models = [step["options"]["api"]["model"] for step in content["steps"] if step["step"].endswith("synthesize")]
+    written = f"\n\nSynthetic rows were written by {', '.join(dict.fromkeys(models))}." if models else ""
+    return "\n".join(lines) + written
 
 
 def _steps(steps: list[dict[str, Any]]) -> str:
@@ -130,7 +126,10 @@ def _steps(steps: list[dict[str, Any]]) -> str:
         for place, (reason, count) in enumerate(reasons):
             shown = [step["step"], f"{step['read']:,}", f"{written:,}"] if place == 0 else ["", "", ""]
             lines.append("| " + " | ".join([*shown, f"{count:,}" if reason else "0", _cell(reason)]) + " |")
-    return "\n".join(lines) + "\n\nAll that was left out is in `rejected/`; options and counts are in `curation.json`."
+    return "\n".join(lines) + (
+        "\n\nWhat was left out is in `rejected/`, but for candidates of mining; options and counts are in "
+        "`curation.json`."
+    )
 
 
 def _cell(text: str) -> str:

@@ -46,12 +46,12 @@ def content_hash(path: Path) -> str:
 
 def _paths(step: Step) -> Iterable[Path]:
     """Files and folders that a step reads beside the rows, where they exist."""
-    paths: list[Path] = []
+    paths = [*step.documents]
     if step.synthesize is not None:
         recipe = step.synthesis(Path("output"))
-        paths = [*recipe.documents, *([recipe.templates] if recipe.templates else [])]
+        paths += [Path(one) for one in (recipe.templates, recipe.gates.model) if one]
     elif step.mine:
-        paths = [*step.mine.corpus, Path(step.mine.model)]
+        paths.append(Path(step.mine.model))
     elif step.decontaminate:
         root = step.decontaminate.dataset_root
         paths = [*map(Path, step.decontaminate.against), *([root] if root else [])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from typing_extensions import Self
 
 from codiemb.curation.cleaning.decontaminating import Drop
@@ -13,6 +13,7 @@ from codiemb.curation.cleaning.deduplicating import Keep, Match, On
 from codiemb.curation.cleaning.filtering import FilterRules, Script
 from codiemb.curation.cleaning.leaks import NearOptions
 from codiemb.curation.cleaning.splitting import By
+from codiemb.curation.curating.published import published
 from codiemb.curation.mining import MiningOptions
 from codiemb.curation.synthesis import SynthesisRecipe
 from codiemb.training.sections import Section, parse_section
@@ -20,11 +21,13 @@ from codiemb.training.sections import Section, parse_section
 StepKind = Literal["synthesize", "filter", "dedupe", "mine", "decontaminate", "split"]
 STEP_KINDS: tuple[StepKind, ...] = get_args(StepKind)
 
+_PUBLISHED_API = ("model", "temperature", "max_tokens", "answers")
+
 
 class Source(Section):
-    """Labelled rows to begin with, and where they come from."""
+    """A file or directory, and where it comes from, for the data card."""
 
-    path: Path = Field(description="a file of the unified format, or a directory of them")
+    path: Path
     license: str | None = None
     url: str | None = None
     note: str | None = None
@@ -99,8 +102,10 @@ class DecontaminateStep(Section):
 class SplitStep(Section):
     """As in `codiemb data split`."""
 
-    sizes: dict[str, float | Literal["rest"]] = Field(min_length=2, description="a share, a number of rows, or rest")
-    by: By = "text"
+    sizes: dict[str, PositiveFloat | Literal["rest"]] = Field(
+        min_length=2, description="a share below 1, a number of rows, or rest"
+    )
+    by: By = "pair"  # by "text", mined negatives would link all rows
     group_field: str = "group"
     simplify: bool = False
 
@@ -136,6 +141,13 @@ class Step(Section):
         """Which step it is."""
         return next(kind for kind in STEP_KINDS if kind in self.model_fields_set)
 
+    @property
+    def documents(self) -> list[Path]:
+        """What the step takes texts from that may end up in the set."""
+        if self.synthesize is not None:
+            return self.synthesis(Path("output")).documents
+        return self.mine.corpus if self.mine else []
+
     def synthesis(self, output: Path) -> SynthesisRecipe:
         """The recipe of a synthesis into `output`."""
         return parse_section(SynthesisRecipe, {**(self.synthesize or {}), "output": output}, "synthesize")
@@ -146,6 +158,13 @@ class Step(Section):
             return self.synthesis(Path("output")).model_dump(mode="json", exclude={"output"})
         content: dict[str, Any] = getattr(self, self.kind).model_dump(mode="json")
         return content
+
+    def published_options(self) -> dict[str, Any]:
+        """The same without which server is asked and how, and without absolute paths."""
+        content = self.options()
+        if self.synthesize is not None:
+            content["api"] = {key: value for key, value in content["api"].items() if key in _PUBLISHED_API}
+        return published(content)
 
 
 class Card(Section):
@@ -162,6 +181,7 @@ class CurationRecipe(Section):
 
     output: Path = Field(description="directory of the data set; what its steps left lies in OUTPUT.steps")
     sources: list[Source] = Field(default_factory=list, description="labelled rows; none where a step writes them")
+    documents: list[Source] = Field(default_factory=list, description="of those that steps read: license, url, note")
     steps: list[Step] = Field(min_length=1)
     format: Literal["parquet", "jsonl"] = Field("parquet", description="jsonl keeps the rows' notes")
     on_error: Literal["raise", "skip"] = Field("raise", description="skip: bad rows of sources are left out")
@@ -175,4 +195,10 @@ class CurationRecipe(Section):
             raise ValueError("steps: split has to be the last one")
         if not self.sources and kinds[0] != "synthesize":
             raise ValueError("sources: none, and the first step is not synthesize; expected rows to begin with")
+        read = {path for step in self.steps for path in step.documents}
+        if unread := [str(one.path) for one in self.documents if one.path not in read]:
+            raise ValueError(f"documents: {unread[0]} is read by no step; expected a path as a step names it")
+        first = next((kind for kind in kinds if kind != "synthesize"), None)
+        if self.on_error == "skip" and first in (None, "mine"):
+            raise ValueError("on_error: skip leaves bad rows out in the first cleaning step; add `- filter` before")
         return self

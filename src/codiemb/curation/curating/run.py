@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from codiemb.curation.cleaning.outputs import RowFile
+from codiemb.curation.cleaning.outputs import RowFile, output_name
 from codiemb.curation.cleaning.rows import RowStream
 from codiemb.curation.curating.card import data_card, describe_split
 from codiemb.curation.curating.keys import content_hash, digest, step_key
-from codiemb.curation.curating.recipe import CurationRecipe, Step
+from codiemb.curation.curating.recipe import CurationRecipe, Source, Step
 from codiemb.curation.curating.steps import RESUMED, StepInput, run_step
 from codiemb.data.examples import DataError
 from codiemb.data.readers import data_files
@@ -66,49 +67,51 @@ def curate(
 
 
 def _run(recipe: CurationRecipe, work: Path, console: Console | None, on_step: OnStep) -> CurationReport:
-    sources = [_source(source.path) for source in recipe.sources]
+    before = _published(recipe.output)
+    sources = [data_files([source.path]) for source in recipe.sources]
     files = [file for found in sources for file in found]
-    if len({file.name for file in files}) < len(files):
-        raise DataError("sources: two files have the same name; rename one, since steps keep the names.")
+    repeated = [name for name, times in Counter(map(output_name, files)).items() if times > 1]
+    if repeated:
+        raise DataError(f"sources: two files would be {repeated[0]} after a step; rename one, since steps keep names.")
     key = digest([[file.name, content_hash(file)] for file in files] + [recipe.on_error])
     steps: list[dict[str, Any]] = []
     rejected: list[tuple[str, Path]] = []
     ran: list[str] = []
     for number, step in enumerate(recipe.steps, 1):
-        name = f"{number:02d}-{step.kind}"
+        name = _name(number, step)
         key = step_key(step, key, recipe.seed)
         directory = work / f"{name}-{key}"
         if directory.is_dir():
             on_step(name, "cached")
         else:
             on_step(name, "running")
-            _make(step, directory, files, recipe, console)
+            _make(name, step, directory, files, recipe, console)
             ran.append(name)
             on_step(name, "done")
         state = json.loads((directory / "step.json").read_text(encoding="utf-8"))
         files = [work / file if file_is_ours else Path(file) for file, file_is_ours in state["files"]]
-        steps.append({"step": name, "key": key, "options": step.options(), **state["report"]})
+        steps.append({"step": name, "key": key, "options": step.published_options(), **state["report"]})
         if state["rejected"]:
             rejected.append((name, directory / state["rejected"]))
-    key = digest([key, recipe.model_dump(mode="json", include={"card", "format", "sources"})])
-    before = _published(recipe.output)
+    key = digest([key, recipe.model_dump(mode="json", include={"card", "format", "sources", "documents"})])
     if before and before["key"] == key and all((recipe.output / one["file"]).is_file() for one in before["splits"]):
         return CurationReport(recipe.output, ran, before)
     content = _publish(recipe, key, sources, files, steps, rejected)
     return CurationReport(recipe.output, ran, content)
 
 
-def _source(path: Path) -> list[Path]:
-    return data_files([path])
-
-
-def _make(step: Step, directory: Path, files: list[Path], recipe: CurationRecipe, console: Console | None) -> None:
+def _make(
+    name: str, step: Step, directory: Path, files: list[Path], recipe: CurationRecipe, console: Console | None
+) -> None:
     """Run a step in a directory that gets its name when all is there."""
     partial = directory.with_name(f"{directory.name}.partial")
     if step.kind not in RESUMED:
         shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(exist_ok=True)
-    result = run_step(step, StepInput(files, partial, recipe.on_error, recipe.seed, console))
+    result = run_step(step, StepInput(name, files, partial, recipe.on_error, recipe.seed, console))
+    if not result.files:
+        shown = f"; {result.rejected} says why" if result.rejected else ""
+        raise DataError(f"{name}: no row is left{shown}. Change the options of the step, or take it out.")
     work = directory.parent
 
     def place(path: Path) -> tuple[str, bool]:
@@ -126,11 +129,18 @@ def _make(step: Step, directory: Path, files: list[Path], recipe: CurationRecipe
 
 
 def _published(output: Path) -> dict[str, Any] | None:
+    """What lies there of an earlier run.
+
+    Raises:
+        DataError: something else lies there, whose `data` would be replaced.
+    """
     path = output / REPORT_FILE
-    if not path.is_file():
-        return None
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    if path.is_file():
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise DataError(f"{output}: is no data set of an earlier run. Choose another output, or move it away.")
+    return None
 
 
 def _publish(
@@ -143,7 +153,7 @@ def _publish(
 ) -> dict[str, Any]:
     output = recipe.output
     output.mkdir(parents=True, exist_ok=True)
-    (output / REPORT_FILE).unlink(missing_ok=True)  # until all of the new data is there
+    _write(output / REPORT_FILE, json.dumps({"key": None}))  # until all of the new data is there
     is_split = recipe.steps[-1].kind == "split"
     parts = {file.name.removesuffix(".jsonl"): [file] for file in files} if is_split else {"train": files}
     for folder in ("data", "rejected"):
@@ -166,6 +176,7 @@ def _publish(
         "key": key,
         "card": recipe.card.model_dump(mode="json"),
         "sources": origins,
+        "documents": _documents(recipe),
         "steps": steps,
         "splits": splits,
     }
@@ -173,6 +184,31 @@ def _publish(
         ("README.md", data_card(output.resolve().name, content)),
         (REPORT_FILE, json.dumps(content, ensure_ascii=False, indent=1) + "\n"),
     ):
-        with replacing(output / name) as partial:
-            partial.write_text(text, encoding="utf-8")
+        _write(output / name, text)
     return content
+
+
+def _documents(recipe: CurationRecipe) -> list[dict[str, Any]]:
+    """Each file of documents with the steps that read it, and what the recipe says of it."""
+    described = {one.path: one for one in recipe.documents}
+    readers: dict[Path, list[str]] = {}
+    for number, step in enumerate(recipe.steps, 1):
+        for path in step.documents:
+            readers.setdefault(path, []).append(_name(number, step))
+    return [
+        {
+            **described.get(path, Source(path=path)).model_dump(mode="json", exclude={"path"}),
+            "files": [path.name],
+            "read_by": steps,
+        }
+        for path, steps in readers.items()
+    ]
+
+
+def _name(number: int, step: Step) -> str:
+    return f"{number:02d}-{step.kind}"
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,12 @@ from codiemb.curation.cleaning.leaks import LeakFinder
 from codiemb.curation.cleaning.report import CleaningReport
 from codiemb.curation.cleaning.rows import RowStream
 from codiemb.curation.cleaning.splitting import split
+from codiemb.curation.curating.published import published
 from codiemb.curation.curating.recipe import Step, StepKind
+from codiemb.curation.synthesis import synthesize
+from codiemb.curation.synthesis.run import JOURNAL_FILE, REJECTED_FILE
 from codiemb.data.cache import OnError
+from codiemb.data.writers import replacing
 
 
 class StepResult(NamedTuple):
@@ -34,8 +39,9 @@ class StepResult(NamedTuple):
 
 
 class StepInput(NamedTuple):
-    """What a step is given: files with rows, a directory of its own, and how to run."""
+    """What a step is given: its name, files with rows, a directory of its own, and how to run."""
 
+    name: str
     files: Sequence[Path]
     directory: Path
     on_error: OnError
@@ -49,21 +55,40 @@ def run_step(step: Step, given: StepInput) -> StepResult:
 
 
 def _synthesize(step: Step, given: StepInput) -> StepResult:
-    from codiemb.curation.synthesis import synthesize
-
-    report = synthesize(step.synthesis(given.directory / "synthesis"), console=given.console)
-    rejected: dict[str, int] = {}
-    for kind, counts in report.content.get("kinds", {}).items():
-        for reason, count in counts.get("rejected", {}).items():
-            rejected[f"{kind}: {reason}"] = count
+    recipe = step.synthesis(given.directory / "synthesis")
+    _take_journal(recipe.output, given)
+    report = synthesize(recipe, console=given.console)
+    data = given.directory / "data"
+    data.mkdir(exist_ok=True)
+    files = {}
+    for path, rows in report.files.items():  # named by the step, since a source may be called ir.jsonl too
+        files[data / f"{given.name}-{path.name}"] = rows
+        shutil.copyfile(path, data / f"{given.name}-{path.name}")
     summary = {
         "read": 0,
-        "written": {path.name: rows for path, rows in report.files.items()},
-        "rejected": rejected,
-        "synthesis": report.content,
+        "written": {path.name: rows for path, rows in files.items()},
+        "rejected": {
+            f"{kind}: {reason}": count
+            for kind, counts in report.content["kinds"].items()
+            for reason, count in counts["reasons"].items()
+        },
+        # Model and gates are among the options.
+        "synthesis": {key: value for key, value in report.content.items() if key not in ("model", "gates")},
     }
-    left_out = report.output / "rejected.jsonl"
-    return StepResult([*given.files, *report.files], summary, left_out if left_out.is_file() else None)
+    left_out = report.output / REJECTED_FILE
+    return StepResult([*given.files, *files], summary, left_out if summary["rejected"] else None)
+
+
+def _take_journal(output: Path, given: StepInput) -> None:
+    """Begin with the newest journal of the same step, whose answers serve where requests are as they were."""
+    if (output / JOURNAL_FILE).exists():
+        return
+    earlier = given.directory.parent.glob(f"{given.name}-*/{output.name}/{JOURNAL_FILE}")
+    newest = max(earlier, key=lambda path: path.stat().st_mtime_ns, default=None)
+    if newest:
+        output.mkdir(exist_ok=True)
+        with replacing(output / JOURNAL_FILE) as partial:
+            shutil.copyfile(newest, partial)
 
 
 def _filter(step: Step, given: StepInput) -> StepResult:
@@ -83,12 +108,12 @@ def _mine(step: Step, given: StepInput) -> StepResult:
     options = step.mine
     assert options
     model = LLMEmbeddingModel(options.model, max_length=options.max_length)
-    own = {"dense": Miner(options.model, model), "bm25": Miner("bm25", None)}
+    own = {"dense": Miner("dense", model), "bm25": Miner("bm25", None)}
     result = mine(
         model,
         list(given.files),
         given.directory / "data" / "mined.jsonl",
-        model_name=options.model,
+        model_name="dense",
         corpus=options.corpus,
         text_field=options.text_field,
         miners=[own[name] for name in options.miners],
@@ -98,8 +123,9 @@ def _mine(step: Step, given: StepInput) -> StepResult:
         overwrite=True,  # it is this step's own
     )
     report = result.report.to_dict()
-    rows = sum(1 for _ in RowStream([result.output]))
-    summary = {"read": rows, "written": {result.output.name: rows}, "rejected": {}, "mining": report}
+    rows = report["about"]["rows"]
+    rejected = {f"candidates: {reason}": count for reason, count in report["rejected"].items()}
+    summary = {"read": rows, "written": {result.output.name: rows}, "rejected": rejected, "mining": report}
     return StepResult([result.output], summary, None)
 
 
@@ -107,7 +133,7 @@ def _decontaminate(step: Step, given: StepInput) -> StepResult:
     options = step.decontaminate
     assert options
     texts = evaluation_texts(options.against, dataset_root=options.dataset_root)
-    wanted = [one for one in texts if options.side in ("both", one.side)]
+    wanted = [one._replace(source=published(one.source)) for one in texts if options.side in ("both", one.side)]
     finder = LeakFinder(wanted, near=options.near_options(), simplify=options.simplify)
     return _cleaned(given, decontaminate(_stream(given), given.directory / "data", finder, drop=options.drop))
 
@@ -128,16 +154,13 @@ def _split(step: Step, given: StepInput) -> StepResult:
 
 
 def _stream(given: StepInput) -> RowStream:
-    return RowStream(given.files, on_error=given.on_error)
+    return RowStream(given.files, names=[file.name for file in given.files], on_error=given.on_error)
 
 
 def _cleaned(given: StepInput, report: CleaningReport) -> StepResult:
     content = report.to_dict()
     content["written"] = {Path(path).name: rows for path, rows in report.written.items()}
     del content["rejected_file"]
-    if "rows_by_data_set" in content["details"]:  # whose names hold the paths of a run
-        by_set = content["details"]["rows_by_data_set"]
-        content["details"]["rows_by_data_set"] = {Path(name).name: counts for name, counts in by_set.items()}
     return StepResult([Path(path) for path in report.written], content, report.rejected_file)
 
 
