@@ -83,8 +83,8 @@ def _size(cosine: float) -> str:
 def _layers_against(diagnosis: Diagnosis, pair: tuple[str, str]) -> list[str]:
     """A sentence on the layers where they pull against each other; none where there is none."""
     layers = diagnosis.layers[: diagnosis.whole]
-    found = [one.corrected for one in diagnosis.pairs[pair]]
-    against = {place: found[place].value for place in range(len(layers)) if _sign(found[place]) < 0}
+    found = [one.corrected for one in diagnosis.pairs[pair][: diagnosis.whole]]
+    against = {place: one.value for place, one in enumerate(found) if one and _sign(one) < 0}
     if not against:
         return []
     where = "every layer" if len(against) == len(layers) else ", ".join(_ranges(list(against), layers))
