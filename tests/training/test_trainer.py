@@ -10,9 +10,9 @@ from transformers import TrainerCallback
 
 from codiemb.tasks import TASKS
 from codiemb.training.run import (
-    make_collator,
     _training_arguments,
     load_model,
+    make_collator,
     make_pass,
     make_sampler,
     read_tables,
