@@ -10,8 +10,8 @@ OUT := $(OUTPUT:/=)
 demo: .venv/.installed  ## train the bundled model on the sample data (about three minutes on a CPU)
 	$(BIN)/codiemb demo --output runs/demo
 
-test: .venv/.installed  ## all tests, offline
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+test: .venv/.installed  ## all tests, offline, in two processes of one thread each
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/.installed  ## style, types and the direction of imports
 	$(BIN)/ruff check .
