@@ -134,7 +134,7 @@ def test_directories_and_names(tmp_path):
         ("list.json", b"[]", "list.json: empty"),
         ("rows.xml", b"<x/>", "rows.xml: not a data file; expected"),
         ("rows.parquet", b"not parquet", "rows.parquet: not a readable parquet file"),
-        ("rows.jsonl.gz", gzip.compress(lines(IR) * 999)[:-20], "rows.jsonl.gz: cannot be decompressed"),
+        ("rows.jsonl.gz", gzip.compress(lines(IR) * 999, mtime=0)[:-20], "rows.jsonl.gz: cannot be decompressed"),
         ("plain.jsonl.gz", b"{}", "plain.jsonl.gz: cannot be decompressed"),
     ],
 )
