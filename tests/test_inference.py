@@ -129,7 +129,7 @@ def test_changed_weights_are_noticed(tiny_model, change):
         weight.data = 1.5 * weight.data
     after = embedding_pass.encode(MIXED)
     assert np.abs(after - before).max() > 1e-3
-    assert (plain(tiny_model, MIXED) * after).sum(axis=1).min() > 0.999
+    assert (plain(tiny_model, MIXED) * after).sum(axis=1).min() > 0.99  # bfloat16 against float32, on large weights
 
 
 def test_the_copy_shares_all_but_the_linear_weights_and_is_no_part_of_the_model(tiny_model):
