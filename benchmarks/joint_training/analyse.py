@@ -1,6 +1,6 @@
 """Tables, intervals and plots of what run.py left.
 
-    python benchmarks/joint_training/analyse.py OUTPUT [--images docs/images] [--against st-proportional]
+    python benchmarks/joint_training/analyse.py OUTPUT [--images docs/images] [--reference ours]
 
 Prints Markdown: each arm's test scores as mean and spread over seeds, and differences to `ours` with intervals from a
 paired bootstrap over the test items, the seeds of an arm averaged in each resample. Writes results.json to OUTPUT and

@@ -101,16 +101,15 @@ class Study:
         return None
 
 
-def carry_out(data: Path, output: Path, trial: Trial, parts: list[Path]) -> None:
+def carry_out(study: Study, trial: Trial, parts: list[Path]) -> None:
     """Train or fuse, score, and write the folder's files; in a process of its own."""
     import engines
     import scoring
 
     from codiemb.prompts import TEMPLATES, InstructionTemplate
 
-    config = yaml.safe_load((HERE / "arms.yaml").read_text(encoding="utf-8"))
-    arm = config["arms"][trial.arm]
-    folder = output / trial.folder
+    config, arm = study.config, study.arms[trial.arm]
+    data, folder = study.output / "data", study.output / trial.folder
     folder.mkdir(parents=True, exist_ok=True)
     model = folder / "model"
     started = time.monotonic()
@@ -155,7 +154,7 @@ def main() -> None:
     if arguments.trial:
         given = json.loads(arguments.trial)
         trial = Trial(given["arm"], given["seed"], given["rate"])
-        carry_out(arguments.output / "data", arguments.output, trial, [Path(part) for part in given["parts"]])
+        carry_out(study, trial, [Path(part) for part in given["parts"]])
         return
     if arguments.list:
         for name in study.wanted:
