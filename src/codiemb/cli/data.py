@@ -67,7 +67,7 @@ RejectedTo = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="File to write: .jsonl, .jsonl.gz or .parquet.")]
+OutputFile = Annotated[Path, typer.Option("--output", "-o", help="File to write: .jsonl, .jsonl.gz or .parquet.")]
 Instruction = Annotated[str, typer.Option(help="The task in words; conditions the encoder and is not pooled.")]
 ColumnList = Annotated[
     str, typer.Option("--columns", help="The three columns by name, or by number from 1 where there is no header.")
@@ -96,7 +96,7 @@ def validate(
     from codiemb.data.readers import read
 
     try:
-        with _progress("checking") as advance:
+        with row_progress("checking") as advance:
             tables = read(paths, on_error=on_error.value, rejected_to=rejected_to, progress=advance)
     except DataError as error:
         if not as_json:
@@ -147,8 +147,8 @@ def stats(
     from codiemb.data.readers import read
     from codiemb.data.stats import characters, describe
 
-    measure = _token_counter(tokenizer) if tokenizer else characters
-    with _progress("reading") as advance:
+    measure = token_counter(tokenizer) if tokenizer else characters
+    with row_progress("reading") as advance:
         tables = read(paths, on_error=on_error.value, rejected_to=rejected_to, progress=advance)
     found = [describe(table, measure=measure, max_length=max_length) for table in tables]
     unit = f"tokens of {tokenizer}" if tokenizer else "characters"
@@ -161,7 +161,7 @@ def stats(
 @convert_app.command("scored-pairs")
 def convert_scored_pairs(
     source: Annotated[Path, typer.Argument(help="A .tsv or .txt (quotes are literal) or .csv file, also .gz.")],
-    output: Output,
+    output: OutputFile,
     task: Annotated[PairTask, typer.Option(help="pair_classification: the scores are 0 or 1.")] = PairTask.sts,
     columns: ColumnList = "sentence1,sentence2,score",
     header: HasHeader = None,
@@ -177,7 +177,7 @@ def convert_scored_pairs(
     from codiemb.data.converters import scored_pairs
 
     chosen = _columns(columns)
-    with _progress("converting") as advance:
+    with row_progress("converting") as advance:
         conversion = scored_pairs(
             source,
             output,
@@ -193,7 +193,7 @@ def convert_scored_pairs(
 @convert_app.command("beir")
 def convert_beir(
     folder: Annotated[Path, typer.Argument(help="Holds corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv.")],
-    output: Output,
+    output: OutputFile,
     split: Annotated[str | None, typer.Option(help="Which qrels; needed where there are several.")] = None,
     title: Annotated[bool, typer.Option("--title/--no-title", help="Put a document's title before its text.")] = True,
     instruction: Instruction = "",
@@ -206,7 +206,7 @@ def convert_beir(
     """
     from codiemb.data.converters import beir
 
-    with _progress("converting") as advance:
+    with row_progress("converting") as advance:
         conversion = beir(folder, output, split=split, title=title, instruction=instruction, progress=advance)
     _print_conversion(conversion, as_json)
 
@@ -214,7 +214,7 @@ def convert_beir(
 @convert_app.command("triplets")
 def convert_triplets(
     source: Annotated[Path, typer.Argument(help=".tsv, .txt, .csv, .jsonl, .json (all also .gz) or .parquet.")],
-    output: Output,
+    output: OutputFile,
     header: Annotated[
         bool, typer.Option("--header/--no-header", help="Whether a TSV or CSV file's first line names the columns.")
     ] = True,
@@ -229,7 +229,7 @@ def convert_triplets(
     """
     from codiemb.data.converters import triplets
 
-    with _progress("converting") as advance:
+    with row_progress("converting") as advance:
         conversion = triplets(source, output, header=header, instruction=instruction, progress=advance)
     _print_conversion(conversion, as_json)
 
@@ -237,7 +237,7 @@ def convert_triplets(
 @convert_app.command("squad")
 def convert_squad(
     source: Annotated[Path, typer.Argument(help="A JSON file in SQuAD's structure.")],
-    output: Output,
+    output: OutputFile,
     chunk_size: Annotated[
         int | None,
         typer.Option(
@@ -256,7 +256,7 @@ def convert_squad(
     """
     from codiemb.data.converters import squad
 
-    with _progress("converting") as advance:
+    with row_progress("converting") as advance:
         conversion = squad(source, output, chunk_size=chunk_size, instruction=instruction, progress=advance)
     _print_conversion(conversion, as_json)
 
@@ -264,7 +264,7 @@ def convert_squad(
 @convert_app.command("relevance-list")
 def convert_relevance_list(
     source: Annotated[Path, typer.Argument(help="A .tsv or .txt (quotes are literal) or .csv file, also .gz.")],
-    output: Output,
+    output: OutputFile,
     task: Annotated[RankingTask, typer.Option(help="reranking ranks a row's own documents only.")] = RankingTask.ir,
     columns: ColumnList = "query,document,relevance",
     header: HasHeader = None,
@@ -280,7 +280,7 @@ def convert_relevance_list(
     from codiemb.data.converters import relevance_list
 
     chosen = _columns(columns)
-    with _progress("converting") as advance:
+    with row_progress("converting") as advance:
         conversion = relevance_list(
             source,
             output,
@@ -303,7 +303,8 @@ def _columns(text: str) -> Columns:
     return [int(part) for part in parts] if all(part.isdecimal() for part in parts) else parts
 
 
-def _token_counter(name: str) -> Measure:
+def token_counter(name: str) -> Measure:
+    """Counts the tokens of texts with the tokenizer of the model `name`."""
     from transformers import AutoTokenizer
 
     if name == "bundled":
@@ -327,7 +328,7 @@ def _token_counter(name: str) -> Measure:
 
 
 @contextmanager
-def _progress(verb: str) -> Iterator[RowProgress]:
+def row_progress(verb: str) -> Iterator[RowProgress]:
     """A line on stderr with rows and rows/s; gone when done."""
     bar = Progress(
         SpinnerColumn(),

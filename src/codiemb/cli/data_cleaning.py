@@ -12,17 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from codiemb.cli.data import AsJson, OnError, OutputFile, row_progress, token_counter
+
 if TYPE_CHECKING:
     from codiemb.curation.cleaning.report import CleaningReport
     from codiemb.curation.cleaning.rows import RowStream
-    from codiemb.data.cache import Progress as RowProgress
-
-
-class OnError(str, Enum):
-    """What to do about bad rows."""
-
-    raise_ = "raise"
-    skip = "skip"
 
 
 class On(str, Enum):
@@ -86,7 +80,6 @@ Output = Annotated[
         help="One file for all rows (.jsonl, .jsonl.gz or .parquet), or a directory: a file for each input.",
     ),
 ]
-OutputFile = Annotated[Path, typer.Option("--output", "-o", help="File to write: .jsonl, .jsonl.gz or .parquet.")]
 BadRows = Annotated[
     OnError,
     typer.Option("--on-error", help="raise: report bad rows and stop; skip: to the rejected rows with their reason."),
@@ -95,7 +88,6 @@ Simplify = Annotated[
     bool, typer.Option("--simplify/--no-simplify", help="Traditional Chinese characters count as the simplified ones.")
 ]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same files.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 def dedupe_command(
@@ -114,7 +106,7 @@ def dedupe_command(
     ] = Keep.first,
     threshold: Annotated[float, typer.Option(help="Jaccard similarity from which texts are near.")] = 0.8,
     simplify: Simplify = False,
-    on_error: BadRows = OnError.raise_,
+    on_error: BadRows = OnError.report,
     as_json: AsJson = False,
 ) -> None:
     """Leave out rows that are there already, within and across files.
@@ -182,7 +174,6 @@ def filter_command(
     codiemb data filter crawl.jsonl -o clean.jsonl --script han --query-length 4:64
     codiemb data filter data/ -o clean/ --tokenizer bundled --document-length 8:512 --scores 0:5
     """
-    from codiemb.cli.data import _token_counter
     from codiemb.curation.cleaning.filtering import SCRIPTS, FilterRules, filter_rows
 
     for name in script or ():
@@ -200,7 +191,7 @@ def filter_command(
         copies=copies,
         scores=_range("--scores", scores, float),
     )
-    count = _token_counter(tokenizer) if tokenizer else None
+    count = token_counter(tokenizer) if tokenizer else None
     measure = (lambda text: count([text])[0]) if count else len
     with _stream(paths, on_error, "filtering") as stream:
         report = filter_rows(stream, output, rules, measure=measure)
@@ -241,7 +232,7 @@ def decontaminate_command(
         float, typer.Option(help="Part of an evaluation text that is in a longer text; above 1: never.")
     ] = 0.8,
     simplify: Simplify = True,
-    on_error: BadRows = OnError.raise_,
+    on_error: BadRows = OnError.report,
     as_json: AsJson = False,
 ) -> None:
     """Leave out what a model is to be measured with: equal, normalised, simplified or traditional, and near texts.
@@ -285,7 +276,7 @@ def split_command(
     kind: Annotated[str, typer.Option(help="Suffix of the files: .jsonl, .jsonl.gz or .parquet.")] = ".jsonl",
     simplify: Simplify = False,
     seed: Seed = 0,
-    on_error: BadRows = OnError.raise_,
+    on_error: BadRows = OnError.report,
     as_json: AsJson = False,
 ) -> None:
     """Divide rows into train, dev, test ... so that no text is in two of them.
@@ -323,7 +314,7 @@ def mix_command(
     ] = None,
     upsample: Annotated[bool, typer.Option("--upsample", help="Let rows come several times.")] = False,
     seed: Seed = 0,
-    on_error: BadRows = OnError.raise_,
+    on_error: BadRows = OnError.report,
     as_json: AsJson = False,
 ) -> None:
     """Draw rows from several files by weights into one shuffled file.
@@ -337,7 +328,7 @@ def mix_command(
     from codiemb.curation.cleaning.mixing import mix
     from codiemb.data.readers import data_files
 
-    with _progress("mixing") as advance:
+    with row_progress("mixing") as advance:
         report = mix(
             data_files(paths),
             output,
@@ -374,19 +365,11 @@ def _size(text: str) -> tuple[str, float]:
 
 
 @contextmanager
-def _progress(verb: str) -> Iterator[RowProgress]:
-    from codiemb.cli.data import _progress as shown
-
-    with shown(verb) as advance:
-        yield advance
-
-
-@contextmanager
 def _stream(paths: Sequence[Path], on_error: OnError, verb: str) -> Iterator[RowStream]:
     from codiemb.curation.cleaning.rows import RowStream
     from codiemb.data.readers import data_files
 
-    with _progress(verb) as advance:
+    with row_progress(verb) as advance:
         yield RowStream(data_files(paths), on_error=on_error.value, progress=advance)
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -28,6 +26,7 @@ from codiemb.cli._models import (
     durable_name,
     load_model,
 )
+from codiemb.cli._signals import errors_on_sigterm
 
 if TYPE_CHECKING:
     from codiemb.embedder import LLMEmbeddingModel
@@ -235,26 +234,16 @@ def _print_about(index: DocumentIndex, as_json: bool) -> None:
 @contextmanager
 def _progress() -> Iterator[Callable[[int], None]]:
     """A line that counts documents. A polite kill ends like an error meanwhile, so that nothing is left."""
-    stopped = False
-
-    def stop(*_: object) -> NoReturn:
-        nonlocal stopped
-        stopped = True
-        sys.exit(128 + signal.SIGTERM)
 
     def advance(count: int) -> None:
-        if stopped:  # a library caught the exception
-            sys.exit(128 + signal.SIGTERM)
+        check()
         progress.advance(task, count)
         speed = progress.tasks[task].speed
         progress.update(task, rate=f"{speed:,.0f} texts/s" if speed else "")
 
     console = Console(stderr=True)
     columns = SpinnerColumn(), TextColumn("embedding"), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as progress:
-            task = progress.add_task("", total=None, rate="")
-            yield advance
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    shown = Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
+    with errors_on_sigterm() as check, shown as progress:
+        task = progress.add_task("", total=None, rate="")
+        yield advance

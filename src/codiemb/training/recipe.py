@@ -20,7 +20,7 @@ from pydantic import (
 from codiemb.backbones import PoolingMode
 from codiemb.prompts import TEMPLATES, InstructionTemplate
 from codiemb.tasks import TASKS, ContrastiveOptions
-from codiemb.training.sections import RecipeError, Section, load_section, merged, nearest, parse_section
+from codiemb.training.sections import RecipeError, RecipeSection, Section, load_section, merged, nearest, parse_section
 
 __all__ = ["Recipe", "RecipeError", "load_recipe", "parse_recipe"]
 
@@ -175,7 +175,7 @@ temperature, as some of them are false. Finding the rows of the token table in u
 """
 
 
-class Recipe(Section):
+class Recipe(RecipeSection):
     """Everything a training run depends on."""
 
     stage: Literal["align", "finetune"] = Field(
@@ -240,12 +240,6 @@ class Recipe(Section):
         if isinstance(content, Mapping) and content.get("stage") == "align":
             return merged(ALIGN_DEFAULTS, content)
         return content
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Recipe:
-        if faults := list(self._contradictions()):
-            raise ValueError("\n".join(faults))
-        return self
 
     def inputs(self) -> list[Path]:
         """Files and directories that a run reads."""

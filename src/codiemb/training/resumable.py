@@ -31,6 +31,51 @@ class DivergedError(ValueError):
     """A loss that is no number: nothing that follows can be of use."""
 
 
+def training_arguments(recipe: Any, state: Path, *, evaluate_every: int | None, **own: Any) -> TrainingArguments:
+    """transformers' arguments of any training here.
+
+    Args:
+        recipe: its keys that all trainings have.
+        state: receives the checkpoints.
+        evaluate_every: optimizer steps; None for no evaluation on the way.
+        own: further arguments of one kind of training.
+    """
+    optimizer = recipe.optimizer
+    arguments = TrainingArguments(
+        output_dir=str(state),
+        num_train_epochs=recipe.epochs,
+        max_steps=recipe.max_steps or -1,
+        gradient_accumulation_steps=recipe.accumulation,
+        learning_rate=optimizer.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if optimizer.schedule == "constant" else optimizer.schedule,
+        warmup_steps=optimizer.warmup,
+        weight_decay=optimizer.weight_decay,
+        max_grad_norm=optimizer.max_grad_norm,
+        optim="adamw_torch_fused",
+        logging_steps=recipe.log_every,
+        eval_strategy="steps" if evaluate_every else "no",
+        eval_steps=evaluate_every,
+        save_strategy="steps",
+        save_steps=evaluate_every or 1,  # until the number of steps is known
+        save_total_limit=recipe.checkpoints.keep,
+        report_to=[],  # the callback for TensorBoard is given our directory
+        logging_nan_inf_filter=False,  # it would hide them
+        log_level_replica="error",
+        seed=recipe.seed,
+        use_cpu=not torch.accelerator.is_available(),  # unless told, ranks on CPUs would not find each other
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # they are constants
+        # Autocast is our own; losses stay in float32.
+        bf16=False,
+        fp16=False,
+        **own,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else the library spreads one process over all devices it sees
+    return arguments
+
+
 class _LastStepIsLogged(TrainerCallback):
     """Whatever the distance between logs."""
 
@@ -44,7 +89,10 @@ class ResumableTrainer(Trainer):
 
     Attributes:
         totals: tokens and the like of the whole run, brought up to date at each log and checkpoint.
+        token_tables: kinds of modules that hold a vector for each token.
     """
+
+    token_tables: tuple[type[nn.Module], ...] = (nn.Embedding,)
 
     def __init__(self, *, callbacks: Sequence[TrainerCallback] = (), **arguments: Any) -> None:
         self._counts = [0, 0]  # tokens and truncated texts of this rank that are not in `totals` yet
@@ -70,6 +118,18 @@ class ResumableTrainer(Trainer):
             remedy = f"go on from {survivor} with --resume" if survivor else "there is no checkpoint yet"
             say(f"interrupted at step {self.state.global_step}; {remedy}")
             raise
+
+    def load_finished(self, checkpoint: Path) -> None:
+        """Take over what a training that ended with `checkpoint` left."""
+        self.state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+        self.totals.take_over(self.state)
+        best = checkpoint.parent / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        self._load_from_checkpoint(str(best if self.args.load_best_model_at_end and best.is_dir() else checkpoint))
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """As the library's, without token tables: decay would move the rows of tokens that no text holds."""
+        tables = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, self.token_tables))
+        return [name for name in super().get_decay_parameter_names(model) if not name.startswith(tables)]
 
     def numbers_logged(self) -> list[dict[str, float]]:
         """Everything that was logged and is a finite number, by step."""

@@ -40,7 +40,13 @@ from codiemb.training.output import RunDirectory
 from codiemb.training.parameters import count_parameters, freeze_layers
 from codiemb.training.progress import TrainingProgress
 from codiemb.training.recipe import Recipe, RecipeError
-from codiemb.training.resumable import DEFAULT_CHECKPOINTS, checkpoint_step, last_checkpoint, wait_for_all_ranks
+from codiemb.training.resumable import (
+    DEFAULT_CHECKPOINTS,
+    checkpoint_step,
+    last_checkpoint,
+    training_arguments,
+    wait_for_all_ranks,
+)
 from codiemb.training.trainer import CoDiEmbTrainer, Evaluate, TrainingRows
 
 logger = logging.getLogger(__name__)
@@ -387,45 +393,16 @@ def _total_steps(recipe: Recipe, sampler: SingleTaskBatchSampler) -> int:
 
 
 def _training_arguments(recipe: Recipe, state: Path) -> TrainingArguments:
-    evaluation_every = recipe.evaluation.every
-    arguments = TrainingArguments(
-        output_dir=str(state),
-        num_train_epochs=recipe.epochs,
-        max_steps=recipe.max_steps or -1,
-        gradient_accumulation_steps=recipe.accumulation,
-        learning_rate=recipe.optimizer.learning_rate,
-        lr_scheduler_type="constant_with_warmup"
-        if recipe.optimizer.schedule == "constant"
-        else recipe.optimizer.schedule,
-        warmup_steps=recipe.optimizer.warmup,
-        weight_decay=recipe.optimizer.weight_decay,
-        max_grad_norm=recipe.optimizer.max_grad_norm,
-        optim="adamw_torch_fused",
-        logging_steps=recipe.log_every,
-        eval_strategy="steps" if evaluation_every else "no",
-        eval_steps=evaluation_every,
-        save_strategy="steps",
-        save_steps=evaluation_every or 1,  # until the number of steps is known
-        save_total_limit=recipe.checkpoints.keep,
-        load_best_model_at_end=bool(evaluation_every and recipe.evaluation.keep_best),
-        metric_for_best_model=f"eval_{recipe.evaluation.metric}" if evaluation_every else None,
-        greater_is_better=True if evaluation_every else None,
-        report_to=[],  # the callback for TensorBoard is given our directory
-        logging_nan_inf_filter=False,  # it would hide them
-        log_level_replica="error",
-        seed=recipe.seed,
-        use_cpu=not torch.accelerator.is_available(),  # unless told, ranks on CPUs would not find each other
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,  # they are constants
+    every = recipe.evaluation.every
+    return training_arguments(
+        recipe,
+        state,
+        evaluate_every=every,
+        load_best_model_at_end=bool(every and recipe.evaluation.keep_best),
+        metric_for_best_model=f"eval_{recipe.evaluation.metric}" if every else None,
+        greater_is_better=True if every else None,
         average_tokens_across_devices=False,
-        # Autocast is the embedding pass's own; the losses stay in float32.
-        bf16=False,
-        fp16=False,
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # else the library spreads one process over all devices it sees
-    return arguments
 
 
 def _check_metric(recipe: Recipe, tasks: Sequence[evaluation.EvalTask]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from typing_extensions import Self
 
 
 class RecipeError(ValueError):
@@ -21,6 +23,20 @@ class Section(BaseModel):
     """Part of a recipe: unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RecipeSection(Section):
+    """A whole recipe, whose keys have to fit each other: all that do not are reported together."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if faults := list(self._contradictions()):
+            raise ValueError("\n".join(faults))
+        return self
+
+    @abstractmethod
+    def _contradictions(self) -> Iterator[str]:
+        """What does not fit, each with its keys."""
 
 
 Checked = TypeVar("Checked", bound=Section)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from codiemb import backbones
 from codiemb.data.collator import TaskBatch, TaskCollator
@@ -28,7 +27,7 @@ from codiemb.tasks import TASKS, TaskOptions, detached
 from codiemb.training.adapters import LowRankAdapter
 from codiemb.training.nested import on_parts
 from codiemb.training.parameters import decay_by_layer
-from codiemb.training.resumable import STATE_FILE, DivergedError, ResumableTrainer, checkpoint_step, last_checkpoint
+from codiemb.training.resumable import DivergedError, ResumableTrainer, checkpoint_step, last_checkpoint
 from codiemb.training.token_rows import UsedRowsEmbedding, install, remove
 
 __all__ = ["CoDiEmbTrainer", "DivergedError", "Evaluate", "TrainingRows", "checkpoint_step", "last_checkpoint"]
@@ -95,6 +94,8 @@ class CoDiEmbTrainer(ResumableTrainer):
         widths: weights of the objective by width of the embeddings, the whole width first; None: whole only.
         gather: losses see the batches of all ranks.
     """
+
+    token_tables = (nn.Embedding, UsedRowsEmbedding)
 
     def __init__(
         self,
@@ -187,15 +188,6 @@ class CoDiEmbTrainer(ResumableTrainer):
             decay_by_layer(optimizer, self.model, self._layer_decay)
         return optimizer
 
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """As the library's, without embeddings: decay would move the rows of tokens that no text holds."""
-        tables = tuple(
-            f"{name}."
-            for name, module in model.named_modules()
-            if isinstance(module, (nn.Embedding, UsedRowsEmbedding))
-        )
-        return [name for name in super().get_decay_parameter_names(model) if not name.startswith(tables)]
-
     # -- evaluation ----------------------------------------------------------------------------------------------
 
     def held_out_scores(self) -> Scores:
@@ -246,13 +238,6 @@ class CoDiEmbTrainer(ResumableTrainer):
     def _load_best_model(self) -> None:
         logger.info("The best checkpoint is %s.", self.state.best_model_checkpoint)
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
-
-    def load_finished(self, checkpoint: Path) -> None:
-        """Take over what a training that ended with `checkpoint` left."""
-        self.state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
-        self.totals.take_over(self.state)
-        best = checkpoint.parent / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
-        self._load_from_checkpoint(str(best if self.args.load_best_model_at_end and best.is_dir() else checkpoint))
 
     @property
     def _sentence_transformer(self) -> SentenceTransformer:

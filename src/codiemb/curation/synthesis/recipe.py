@@ -17,7 +17,7 @@ from pydantic import (
 )
 from typing_extensions import Self
 
-from codiemb.training.sections import Section
+from codiemb.training.sections import RecipeSection, Section
 
 Language = Literal["zh", "en"]
 Structured = Literal["auto", "schema", "json", "plain"]
@@ -151,7 +151,7 @@ class Gates(Section):
         return self
 
 
-class SynthesisRecipe(Section):
+class SynthesisRecipe(RecipeSection):
     """Everything that a synthesis run depends on."""
 
     documents: list[Path] = Field(min_length=1, description=".jsonl, .json, .parquet, .txt, gzip too, or BEIR folders")
@@ -170,12 +170,6 @@ class SynthesisRecipe(Section):
     paraphrases: Paraphrases | None = Paraphrases()
     gates: Gates = Gates()
     seed: NonNegativeInt = 42
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if faults := list(self._contradictions()):
-            raise ValueError("\n".join(faults))
-        return self
 
     def _contradictions(self) -> Iterator[str]:
         if not (self.queries or self.pairs or self.paraphrases):

@@ -15,11 +15,10 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     field_validator,
-    model_validator,
 )
 
 from codiemb.training.recipe import Checkpoints
-from codiemb.training.sections import Section, load_section, nearest, parse_section
+from codiemb.training.sections import RecipeSection, Section, load_section, nearest, parse_section
 
 Objective = Literal["clm", "mntp"]
 
@@ -82,7 +81,7 @@ class PretrainOptimizer(Section):
     max_grad_norm: PositiveFloat = 1.0
 
 
-class PretrainRecipe(Section):
+class PretrainRecipe(RecipeSection):
     """Everything a pre-training depends on."""
 
     model: str | None = Field(None, description="a causal language model to go on from: a hub id, directory or GGUF")
@@ -111,12 +110,6 @@ class PretrainRecipe(Section):
     compile: bool = Field(False, description="torch.compile: faster steps after a slow first one")
     seed: NonNegativeInt = 42
     log_every: PositiveInt = 10
-
-    @model_validator(mode="after")
-    def _consistent(self) -> PretrainRecipe:
-        if faults := list(self._contradictions()):
-            raise ValueError("\n".join(faults))
-        return self
 
     def _contradictions(self) -> Iterator[str]:
         if (self.model is None) == (self.config is None):

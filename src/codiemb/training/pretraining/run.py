@@ -28,7 +28,13 @@ from codiemb.training.pretraining.networks import check_window, load_network, lo
 from codiemb.training.pretraining.recipe import PretrainRecipe
 from codiemb.training.pretraining.trainer import PretrainTrainer, WindowSampler
 from codiemb.training.progress import TrainingProgress
-from codiemb.training.resumable import DEFAULT_CHECKPOINTS, checkpoint_step, last_checkpoint, wait_for_all_ranks
+from codiemb.training.resumable import (
+    DEFAULT_CHECKPOINTS,
+    checkpoint_step,
+    last_checkpoint,
+    training_arguments,
+    wait_for_all_ranks,
+)
 
 
 @dataclass
@@ -189,42 +195,14 @@ def _network(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerBase) -> PreT
 
 
 def _training_arguments(recipe: PretrainRecipe, state: Path) -> TrainingArguments:
-    optimizer, every = recipe.optimizer, recipe.held_out.every
-    arguments = TrainingArguments(
-        output_dir=str(state),
+    return training_arguments(
+        recipe,
+        state,
+        evaluate_every=recipe.held_out.every,
         per_device_train_batch_size=recipe.batch_size,
-        num_train_epochs=recipe.epochs,
-        max_steps=recipe.max_steps or -1,
-        gradient_accumulation_steps=recipe.accumulation,
-        learning_rate=optimizer.learning_rate,
-        lr_scheduler_type="constant_with_warmup" if optimizer.schedule == "constant" else optimizer.schedule,
-        warmup_steps=optimizer.warmup,
-        weight_decay=optimizer.weight_decay,
-        max_grad_norm=optimizer.max_grad_norm,
-        optim="adamw_torch_fused",
-        logging_steps=recipe.log_every,
-        eval_strategy="steps" if every else "no",
-        eval_steps=every,
-        save_strategy="steps",
-        save_steps=1,  # until the number of steps is known
-        save_total_limit=recipe.checkpoints.keep,
-        report_to=[],  # the callback for TensorBoard is given our directory
-        logging_nan_inf_filter=False,  # it would hide them
-        log_level_replica="error",
-        seed=recipe.seed,
-        use_cpu=not torch.accelerator.is_available(),  # unless told, ranks on CPUs would not find each other
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,  # they are constants
         average_tokens_across_devices=True,  # the loss is divided by the predictions of all ranks
         use_cache=True,  # of the saved configuration; training itself never does
-        # Autocast is the trainer's own; the loss stays in float32.
-        bf16=False,
-        fp16=False,
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # else the library spreads one process over all devices it sees
-    return arguments
 
 
 def _describe(

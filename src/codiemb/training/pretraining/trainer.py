@@ -27,7 +27,7 @@ from codiemb import backbones
 from codiemb.training.pretraining.attention import network_inputs
 from codiemb.training.pretraining.masking import MaskedWindows
 from codiemb.training.pretraining.windows import IGNORED, NO_WINDOW, Windows
-from codiemb.training.resumable import STATE_FILE, ResumableTrainer
+from codiemb.training.resumable import ResumableTrainer
 
 Batch = dict[str, Tensor]
 
@@ -173,11 +173,6 @@ class PretrainTrainer(ResumableTrainer):
         super().log(logs, start_time)
         self._require_finite(logs.get("loss", 0.0))
 
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """As the library's, without the token table: decay would move the rows of tokens that no text holds."""
-        tables = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.Embedding))
-        return [name for name in super().get_decay_parameter_names(model) if not name.startswith(tables)]
-
     def held_out_scores(self) -> dict[str, float]:
         """Perplexity of the held-out predictions, and for `clm` bits for each character and byte of the texts.
 
@@ -224,12 +219,6 @@ class PretrainTrainer(ResumableTrainer):
                 if name in state:
                     state[name].copy_(tensor)
         self._network.load_state_dict(state)
-
-    def load_finished(self, checkpoint: Path) -> None:
-        """Take over what a training that ended with `checkpoint` left."""
-        self.state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
-        self.totals.take_over(self.state)
-        self._load_from_checkpoint(str(checkpoint))
 
 
 def _as_it_is(batch: Batch) -> Batch:
