@@ -40,11 +40,11 @@ def sts_rows(data: Path) -> tuple[list[dict[str, Any]], int]:
     held_out = {
         normalise(text)
         for split in ("dev", "test")
-        for first, second, _ in _pairs(data / "sts_en" / f"stsb_{split}.tsv")
+        for first, second, _ in scored_pairs(data / "sts_en" / f"stsb_{split}.tsv")
         for text in (first, second)
     }
     rows, dropped = [], 0
-    for first, second, score in _pairs(data / "sts_en" / "stsb_train.tsv"):
+    for first, second, score in scored_pairs(data / "sts_en" / "stsb_train.tsv"):
         if held_out & {normalise(first), normalise(second)} or _CONTROL.search(first + second):
             dropped += 1
         else:
@@ -59,9 +59,9 @@ def cranfield_pairs(data: Path) -> tuple[list[tuple[str, str, str]], int]:
     A title that is one of the test's queries makes none either.
     """
     folder = data / "ir" / "cranfield"
-    queries = {normalise(item["text"]) for item in _objects(folder / "queries.jsonl")}
+    queries = {normalise(item["text"]) for item in objects(folder / "queries.jsonl")}
     pairs, dropped = [], 0
-    for item in _objects(folder / "corpus.jsonl"):
+    for item in objects(folder / "corpus.jsonl"):
         title = item["title"].strip()
         abstract = item["text"].removeprefix(title).strip()
         if title and abstract and normalise(title) not in queries:
@@ -121,14 +121,16 @@ def wheel_file() -> Path:
     return files[0]
 
 
-def _pairs(path: Path) -> Iterable[list[str]]:
+def scored_pairs(path: Path) -> Iterable[list[str]]:
+    """Two sentences and the score of each line of a file of STS-B."""
     for line in read_columns(path, ("sentence1", "sentence2", "score")):
         if line.problem:
             raise DataError(f"{path}:{line.number}: {line.problem}")
         yield [field.strip() for field in line.fields]
 
 
-def _objects(path: Path) -> Iterable[dict[str, str]]:
+def objects(path: Path) -> Iterable[dict[str, str]]:
+    """What a JSONL file holds."""
     with path.open(encoding="utf-8") as lines:
         yield from map(json.loads, lines)
 

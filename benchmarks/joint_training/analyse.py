@@ -1,6 +1,6 @@
 """Tables, intervals and plots of what run.py left.
 
-    python benchmarks/joint_training/analyse.py OUTPUT [--images docs/images] [--reference ours]
+    python benchmarks/joint_training/analyse.py OUTPUT [--config FILE] [--images docs/images] [--reference ours]
 
 Prints Markdown: each arm's test scores as mean and spread over seeds, and differences to `ours` with intervals from a
 paired bootstrap over the test items, the seeds of an arm averaged in each resample. Writes results.json to OUTPUT and
@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from run import FIRST_SEED, Study, Trial
+from run import FIRST_SEED, HERE, TRAINED, Study, Trial
 from scipy.stats import rankdata
 
 RESAMPLES = 1000
 SUMMARY = ("sts", "ir", "mean")
+_GOLD = "/gold"  # ends the name of the scores that people gave
 
 
 @dataclass
@@ -48,7 +49,7 @@ def read_arms(study: Study) -> dict[str, Arm]:
     """Every arm of which at least one seed is finished at its chosen rate."""
     arms = {}
     for name, settings in study.arms.items():
-        trains = settings["engine"] not in ("none", "fuse")
+        trains = settings["engine"] in TRAINED
         rate = study.rate(name) if trains else None
         if trains and rate is None:
             continue
@@ -66,13 +67,16 @@ def read_arms(study: Study) -> dict[str, Arm]:
 
 
 class Bootstrap:
-    """Resamples of the test items, the same for all arms."""
+    """Resamples of the test items, the same for all arms.
 
-    def __init__(self, items: Mapping[str, Any], resamples: int = RESAMPLES, seed: int = 0) -> None:
+    Args:
+        items: of any trial.
+    """
+
+    def __init__(self, items: Mapping[str, np.ndarray], resamples: int = RESAMPLES, seed: int = 0) -> None:
         random = np.random.default_rng(seed)
-        self.gold = {name: np.array([pair[2] for pair in pairs]) for name, pairs in items["pairs"]["test"].items()}
-        sizes = {name: len(values) for name, values in self.gold.items()}
-        sizes |= {name: len(queries) for name, queries in items["queries"]["test"].items()}
+        self.gold = {name.removesuffix(_GOLD): values for name, values in items.items() if name.endswith(_GOLD)}
+        sizes = {name: len(values) for name, values in items.items() if not name.endswith(_GOLD)}
         self.drawn = {name: random.integers(0, size, (resamples, size)) for name, size in sizes.items()}
         self._gold_ranks = {
             name: np.stack([rankdata(values[rows]) for rows in self.drawn[name]]) for name, values in self.gold.items()
@@ -89,7 +93,7 @@ class Bootstrap:
         return self._of[arm.name]
 
     def _task(self, name: str, items: Mapping[str, np.ndarray]) -> np.ndarray:
-        drawn = items[f"test/{name}"][self.drawn[name]]
+        drawn = items[name][self.drawn[name]]
         if name not in self.gold:
             return 100 * drawn.mean(axis=1)
         ranks = rankdata(drawn, axis=1)
@@ -104,14 +108,14 @@ class Bootstrap:
 
 def table(arms: Mapping[str, Arm]) -> str:
     """Markdown: an arm a line."""
-    tasks = [task for task in next(iter(arms.values())).scores[0]["test"] if task not in SUMMARY]
+    tasks = list(dict.fromkeys(task for arm in arms.values() for task in arm.scores[0]["test"] if task not in SUMMARY))
     head = ["arm", "rate", "seeds", "steps", "1000 tokens", "minutes", *tasks, *(f"**{name}**" for name in SUMMARY)]
     lines = [" | ".join(["", *head, ""]).strip(), "|".join(["", "---", *["---:"] * (len(head) - 1), ""])]
     for arm in arms.values():
         run = arm.runs[0]
         cells = [arm.name, f"{arm.rate:g}" if arm.rate else "", str(len(arm.scores)), str(run["steps"])]
         cells += [f"{run['tokens'] / 1000:.0f}", f"{np.mean([r['training_seconds'] for r in arm.runs]) / 60:.1f}"]
-        cells += [f"{arm.mean(task):.2f}" for task in tasks]
+        cells += [f"{arm.mean(task):.2f}" if task in arm.scores[0]["test"] else "" for task in tasks]
         for name in SUMMARY:
             spread = arm.spread(name)
             cells.append(f"{arm.mean(name):.2f}" + (f" ± {spread:.2f}" if spread is not None else ""))
@@ -131,7 +135,7 @@ def differences(arms: Mapping[str, Arm], bootstrap: Bootstrap, reference: str) -
 
 
 FRONTS: Mapping[str, Sequence[str]] = {
-    "codiemb": ("sts-only", "ours-ir-0.25", "ours", "ours-ir-0.75", "ir-only"),
+    "codiemb": ("sts-only", "ours-ir-0.1", "ours", "ours-ir-0.5", "ours-ir-0.75", "ir-only"),
     "sentence-transformers": ("st-ir-0", "st-ir-0.25", "st-ir-0.5", "st-ir-0.75", "st-ir-1"),
 }
 
@@ -185,21 +189,21 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, metavar="OUTPUT")
+    parser.add_argument("--config", type=Path, default=HERE / "arms.yaml", help="what run.py was given")
     parser.add_argument("--images", type=Path, default=Path("docs/images"))
     parser.add_argument("--reference", default="ours", help="the arm that others are compared with")
     arguments = parser.parse_args()
-    study = Study(arguments.output)
+    study = Study(arguments.output, config=arguments.config)
     arms = read_arms(study)
     if not arms:
         raise SystemExit(f"analyse.py: no finished arm in {arguments.output}; run run.py first.")
-    items = json.loads((arguments.output / "data" / "items.json").read_text(encoding="utf-8"))
     print(table(arms), end="\n\n")
     print(rates(study), end="\n\n")
     results: dict[str, Any] = {
         name: {"rate": arm.rate, "runs": arm.runs, "scores": arm.scores} for name, arm in arms.items()
     }
     if arguments.reference in arms:
-        bootstrap = Bootstrap(items)
+        bootstrap = Bootstrap(arms[arguments.reference].items[0])
         print(differences(arms, bootstrap, arguments.reference))
         for name, arm in arms.items():
             if name != arguments.reference:

@@ -42,13 +42,13 @@ def read_rows(folder: Path) -> dict[str, list[Row]]:
     }
 
 
-def tokens_of_a_row(rows: Sequence[Row], negatives: int, tokenizer: Any) -> float:
-    """Mean tokens of a query, one positive and `negatives` negatives, prompts left aside."""
+def tokens_of_a_row(rows: Sequence[Row], negatives: int, tokenizer: Any, *, queries: int = 1) -> float:
+    """Mean tokens of a query, read `queries` times, one positive and `negatives` negatives, prompts left aside."""
     chosen = np.random.default_rng(0).permutation(len(rows))[:_MEASURED_ROWS]
     texts = []
     for i in chosen:
         row = rows[i]
-        texts += [row["query"], row["positives"][0], *row.get("negatives", [])[:negatives]]
+        texts += [*[row["query"]] * queries, row["positives"][0], *row.get("negatives", [])[:negatives]]
     plain = ["".join(text) if isinstance(text, list) else text for text in texts]
     lengths = [min(len(ids), 256) for ids in tokenizer(plain, verbose=False).input_ids]
     return sum(lengths) / len(chosen)
@@ -63,11 +63,12 @@ def train_codiemb(arm: Config, common: Config, data: Path, output: Path, seed: i
     rows = read_rows(folder)
     options = {name: getattr(recipe.tasks, name) for name in ("ir", "sts")}
     tokenizer = backbones.load(recipe.model, device="cpu").tokenizer
-    means = {
-        name: options[kind].batch_size * tokens_of_a_row(found, getattr(options[kind], "negatives", 0), tokenizer)
-        for name, found in rows.items()
-        for kind in [found[0]["task_type"]]
-    }
+    means = {}
+    for name, found in rows.items():
+        option = options[found[0]["task_type"]]
+        counts = option.candidates
+        per_row = tokens_of_a_row(found, counts.negatives, tokenizer, queries=1 + counts.queries)
+        means[name] = option.batch_size * per_row
     specs = [SourceSpec(n, r[0]["task_type"], len(r), options[r[0]["task_type"]].batch_size) for n, r in rows.items()]
     plan = SingleTaskBatchSampler(
         specs, task_shares=recipe.sampling.task_shares, temperature=recipe.sampling.temperature
@@ -102,14 +103,17 @@ def train_sentence_transformers(
     from sentence_transformers.sentence_transformer.losses import CoSENTLoss, MultipleNegativesRankingLoss
 
     rows = read_rows(data / "train")
-    model = backbones.load("bundled", device="cpu", attention="eager", dropout=0.0)
+    model = backbones.load(common["model"], device="cpu", attention="eager", dropout=0.0)
+    template = backbones.template_of(model, common["model"])
+    query, document = (template.prompt(side) for side in ("query", "document"))
     model.max_seq_length = 256
     cpu.use_fast_attention(model[0].model)
     batch_size = common["batch_size"]
     random = np.random.default_rng(seed)
     sets, losses, prompts, means = {}, {}, {}, {}
     for name, found in rows.items():
-        means[name] = batch_size * tokens_of_a_row(found, 1, model.tokenizer)
+        twice = arm.get("query_negatives", False) and found[0]["task_type"] == "ir"
+        means[name] = batch_size * tokens_of_a_row(found, 1, model.tokenizer, queries=1 + twice)
         if found[0]["task_type"] == "sts":
             top = max(row["positive_scores"][0] for row in found)
             columns = [
@@ -117,7 +121,7 @@ def train_sentence_transformers(
                 for r in found
             ]
             losses[name] = CoSENTLoss(model)
-            prompts[name] = {"sentence1": "query: ", "sentence2": "query: "}
+            prompts[name] = {"sentence1": query, "sentence2": query}
         else:
             columns = [
                 {"anchor": r["query"], "positive": r["positives"][0], "negative": str(random.choice(r["negatives"]))}
@@ -125,7 +129,11 @@ def train_sentence_transformers(
                 if r["negatives"]
             ]
             losses[name] = MultipleNegativesRankingLoss(model)
-            prompts[name] = {"anchor": "query: ", "positive": "passage: ", "negative": "passage: "}
+            prompts[name] = {"anchor": query, "positive": document, "negative": document}
+            if arm.get("query_negatives"):
+                others = [*columns[1:], columns[0]]
+                columns = [row | {"query": other["anchor"]} for row, other in zip(columns, others, strict=True)]
+                prompts[name]["query"] = document
         sets[name] = Dataset.from_list(columns)
     batches = {name: len(found) // batch_size for name, found in sets.items()}
     sampler: Any = arm["sampler"]
@@ -168,7 +176,7 @@ def train_sentence_transformers(
     trainer.train()
     seconds = time.monotonic() - started
     del model[0].forward
-    backbones.save(model, output, backbones.template_of(model, "bundled"))
+    backbones.save(model, output, template)
     shutil.rmtree(output / "training", ignore_errors=True)
     return {"steps": arguments.max_steps, "tokens": counted["tokens"], "training_seconds": seconds}
 
@@ -177,7 +185,7 @@ def _given(sampler: SingleTaskBatchSampler, dataset: Any, **_: Any) -> SingleTas
     return sampler
 
 
-def fuse(arm: Config, parts: Sequence[Path], output: Path) -> Config:
+def fuse(base: str, arm: Config, parts: Sequence[Path], output: Path) -> Config:
     """`codiemb fuse` over the models of other arms."""
-    fusion.fuse("bundled", parts, output, method=arm.get("method", "uniform"), scale=arm.get("scale", 1.0))
+    fusion.fuse(base, parts, output, method=arm.get("method", "uniform"), scale=arm.get("scale", 1.0))
     return {"steps": 0, "tokens": 0, "training_seconds": 0.0}

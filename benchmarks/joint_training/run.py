@@ -1,15 +1,19 @@
 """Train and score the arms of the study; what is finished is left alone, so an interrupted study goes on.
 
-    python benchmarks/joint_training/run.py DATA OUTPUT [--arms ours st-proportional] [--workers 2] [--list]
+    python benchmarks/joint_training/run.py DATA OUTPUT [--config FILE] [--arms ours st-proportional] [--list]
 
 DATA is the folder of public sets. OUTPUT gets data/, and a folder for each arm, seed and learning rate with
 scores.json, items.npz, run.json and the model, which fusion reads. The rate of an arm is chosen on the validation part
 with the first seed; the test part is scored in the same pass and read by analyse.py alone.
+
+The configuration is arms.yaml (Chinese, the bundled model) or arms-en.yaml (English, all-MiniLM-L6-v2; --model
+DIRECTORY where the hub cannot be reached).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -22,10 +26,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import engines
+import scoring
 import yaml
+
+from codiemb.prompts import TEMPLATES, InstructionTemplate
 
 HERE = Path(__file__).parent
 FIRST_SEED = 1
+TRAINED = {"codiemb": engines.train_codiemb, "sentence-transformers": engines.train_sentence_transformers}
+MADE_OF_OTHERS = ("fuse", "rescore")  # engines that train nothing and take the models of other arms
+# glibc gives the memory of large tensors back at once and takes it again in the next layer; where the system is slow
+# to hand out pages, keeping it is an eighth faster.
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "10000000000", "MALLOC_TOP_PAD_": "268435456"}
 
 
 @dataclass(frozen=True)
@@ -46,13 +59,31 @@ class Trial:
 class Study:
     """What is there, and what comes next."""
 
-    def __init__(self, output: Path, arms: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        output: Path,
+        arms: list[str] | None = None,
+        config: Path = HERE / "arms.yaml",
+        model: str | None = None,
+        seeds: int = 99,
+    ) -> None:
         self.output = output
-        self.config: dict[str, Any] = yaml.safe_load((HERE / "arms.yaml").read_text(encoding="utf-8"))
-        self.arms: dict[str, dict[str, Any]] = self.config["arms"]
+        self.seeds = seeds
+        self.config: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))
+        self.model: str = model or self.config["model"]
+        self.template = TEMPLATES[self.config["template"]]
+        self.arms = {name: self._resolved(name) for name in self.config["arms"]}
         if unknown := set(arms or ()) - set(self.arms):
             raise SystemExit(f"run.py: there is no arm {sorted(unknown)[0]!r}; arms: {', '.join(self.arms)}")
         self.wanted = arms or list(self.arms)
+
+    def _resolved(self, name: str) -> dict[str, Any]:
+        """An arm with what it takes from the arm that it is like, down to the learning rate unless it tries some."""
+        arm: dict[str, Any] = self.config["arms"][name]
+        if "like" not in arm:
+            return arm
+        other = {key: value for key, value in self._resolved(arm["like"]).items() if key not in ("rates", "seeds")}
+        return engines.merged(other, arm) | ({} if "rates" in arm else {"rate_of": arm["like"]})
 
     def done(self, trial: Trial) -> bool:
         """Whether it was scored."""
@@ -76,15 +107,16 @@ class Study:
     def trials(self, name: str) -> Iterator[tuple[Trial, list[Path]]]:
         """The trials of an arm that can be run now, with the models they are made of."""
         arm = self.arms[name]
-        seeds = range(FIRST_SEED, FIRST_SEED + arm.get("seeds", 1))
+        seeds = range(FIRST_SEED, FIRST_SEED + min(self.seeds, arm.get("seeds", 1)))
         if arm["engine"] == "none":
             yield Trial(name, FIRST_SEED, None), []
-        elif arm["engine"] == "fuse":
+        elif arm["engine"] in MADE_OF_OTHERS:
             if all(self.rate(part) for part in arm["of"]):
                 for seed in seeds:
                     parts = [Trial(part, seed, self.rate(part)) for part in arm["of"]]
-                    if all(self.done(part) for part in parts):
-                        yield Trial(name, seed, None), [self.output / part.folder / "model" for part in parts]
+                    models = [self.output / part.folder / "model" for part in parts]
+                    if all(self.done(part) for part in parts) and all(model.is_dir() for model in models):
+                        yield Trial(name, seed, None), models
         else:
             for rate in arm.get("rates", []):
                 yield Trial(name, FIRST_SEED, rate), []
@@ -103,31 +135,27 @@ class Study:
 
 def carry_out(study: Study, trial: Trial, parts: list[Path]) -> None:
     """Train or fuse, score, and write the folder's files; in a process of its own."""
-    import engines
-    import scoring
-
-    from codiemb.prompts import TEMPLATES, InstructionTemplate
-
-    config, arm = study.config, study.arms[trial.arm]
+    arm = study.arms[trial.arm]
     data, folder = study.output / "data", study.output / trial.folder
     folder.mkdir(parents=True, exist_ok=True)
     model = folder / "model"
     started = time.monotonic()
     spent: dict[str, Any] = {"steps": 0, "tokens": 0, "training_seconds": 0.0}
     if arm["engine"] == "fuse":
-        spent = engines.fuse(arm, parts, model)
-    elif arm["engine"] != "none":
-        engine = {"codiemb": engines.train_codiemb, "sentence-transformers": engines.train_sentence_transformers}
+        spent = engines.fuse(study.model, arm, parts, model)
+    elif arm["engine"] in TRAINED:
         assert trial.rate is not None
-        train = engine[arm["engine"]]
-        spent = train(arm, config[arm["engine"]], data, model, trial.seed, trial.rate, config["budget"])
+        of_engine = study.config[arm["engine"]] | {"model": study.model}
+        budget = arm.get("budget", study.config["budget"])
+        spent = TRAINED[arm["engine"]](arm, of_engine, data, model, trial.seed, trial.rate, budget)
     items = json.loads((data / "items.json").read_text(encoding="utf-8"))
-    name = str(model) if arm["engine"] != "none" else "bundled"
-    outcome = scoring.Scorer(items, TEMPLATES["e5"], instructed=False, pool_prompt=True).score(name)
-    if trial.arm in ("ours", "ours-instructed") and trial.seed == FIRST_SEED:
+    name = study.model if arm["engine"] == "none" else str(parts[0] if arm["engine"] == "rescore" else model)
+    # All arms are read with the same prompts, but for the question of instructions.
+    instructed = arm.get("instructed", False)
+    template = study.template
+    if instructed:
         template = InstructionTemplate(query="query: {instruction} ", document="passage: ")
-        instructed = scoring.Scorer(items, template, instructed=True, pool_prompt=False).score(name)
-        (folder / "scores-instructed.json").write_text(json.dumps(instructed.scores, indent=2) + "\n")
+    outcome = scoring.Scorer(items, template, instructed=instructed, pool_prompt=not instructed).score(name)
     outcome.save(folder)
     spent |= {
         "arm": trial.arm,
@@ -146,11 +174,14 @@ def main() -> None:
     parser.add_argument("data", type=Path, metavar="DATA")
     parser.add_argument("output", type=Path, metavar="OUTPUT")
     parser.add_argument("--arms", nargs="+", help="only these, in this order")
+    parser.add_argument("--config", type=Path, default=HERE / "arms.yaml", help="what is compared; default arms.yaml")
+    parser.add_argument("--model", help="a copy of the configuration's model on this machine")
+    parser.add_argument("--seeds", type=int, default=99, metavar="N", help="no more than so many of each arm")
     parser.add_argument("--workers", type=int, default=2, help="trials at once, each on its share of the cores")
     parser.add_argument("--list", action="store_true", help="print what is done and what comes next")
     parser.add_argument("--trial", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    study = Study(arguments.output, arguments.arms)
+    study = Study(arguments.output, arguments.arms, arguments.config, arguments.model, arguments.seeds)
     if arguments.trial:
         given = json.loads(arguments.trial)
         trial = Trial(given["arm"], given["seed"], given["rate"])
@@ -161,15 +192,13 @@ def main() -> None:
             for trial, _ in study.trials(name):
                 print(f"{'done' if study.done(trial) else 'open'}  {trial.folder}")
         return
-    import study_data
-
-    study_data.prepare(arguments.data, arguments.output / "data")
-    cores = len(os.sched_getaffinity(0))
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // arguments.workers)), "HF_HUB_OFFLINE": "1"}
+    importlib.import_module(study.config["data"]).prepare(arguments.data, arguments.output / "data")
+    threads = max(1, len(os.sched_getaffinity(0)) // arguments.workers)
+    environment = os.environ | KEEP_MEMORY | {"OMP_NUM_THREADS": str(threads)}
 
     def launch(trial: Trial, parts: list[Path]) -> tuple[Trial, int]:
         given = {"arm": trial.arm, "seed": trial.seed, "rate": trial.rate, "parts": [str(part) for part in parts]}
-        command = [sys.executable, __file__, str(arguments.data), str(arguments.output), "--trial", json.dumps(given)]
+        command = [sys.executable, __file__, *sys.argv[1:], "--trial", json.dumps(given)]
         log = arguments.output / trial.folder / "log.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as file:

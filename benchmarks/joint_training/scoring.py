@@ -17,6 +17,7 @@ from codiemb.encoding import EmbeddingPass
 from codiemb.prompts import InstructionTemplate, PromptedText, Side
 
 DEPTH = 10
+SHORT_TEXTS = ("question-", "title-")  # begin the names of groups of the Chinese index that are no paragraphs
 
 
 @dataclass
@@ -25,7 +26,8 @@ class Outcome:
 
     Attributes:
         scores: by part and task, Spearman's correlation or mean nDCG@10, times 100.
-        items: by `part/task`, what each item contributed: the cosine of a pair, the nDCG@10 of a query.
+        items: of the test part, by task, what each item contributed: the cosine of a pair (`task/gold` has the score
+            that people gave it), the nDCG@10 of a query.
     """
 
     scores: dict[str, dict[str, float]]
@@ -88,7 +90,7 @@ class Scorer:
         self._index = Index(items["groups"])
 
     def score(self, model: str) -> Outcome:
-        """All parts and tasks of the model in this directory, or `bundled`."""
+        """All parts and tasks of a model: `bundled`, a directory or a hub id."""
         network = backbones.load(model, device="cpu")
         backbones.set_prompts(network, self._template, self._pool_prompt)
         embed = EmbeddingPass(network, max_length=256)
@@ -108,19 +110,28 @@ class Scorer:
                 second = vectors([pair[1] for pair in pairs], "query", "sts")
                 cosines = np.einsum("pd,pd->p", first, second)
                 gold = np.array([pair[2] for pair in pairs])
-                outcome.items[f"{part}/{name}"] = cosines
+                if part == "test":
+                    outcome.items |= {name: cosines, f"{name}/gold": gold}
                 scores[name] = 100 * float(spearmanr(cosines, gold).statistic)
             for name, queries in self._items["queries"][part].items():
                 task = "titles" if name == "titles" else "passages"
                 found = self._index.best(vectors([query["text"] for query in queries], "query", task) @ documents.T)
-                gains = [
-                    self._index.ndcg(row, query["relevant"], query["excluded"])
-                    for row, query in zip(found, queries, strict=True)
-                ]
-                outcome.items[f"{part}/{name}"] = np.array(gains)
+                gains = self._gains(found, queries)
+                if part == "test":
+                    outcome.items[name] = np.array(gains)
                 scores[name] = 100 * float(np.mean(gains))
+                if name == "passages":  # what the other texts of the index cost; in no mean
+                    found[:, [text.startswith(SHORT_TEXTS) for text in self._index.names]] = -np.inf
+                    scores["paragraphs_alone"] = 100 * float(np.mean(self._gains(found, queries)))
             sts, ir = (list(self._items[group][part]) for group in ("pairs", "queries"))
             scores["sts"] = float(np.mean([scores[name] for name in sts]))
             scores["ir"] = float(np.mean([scores[name] for name in ir]))
             scores["mean"] = (scores["sts"] + scores["ir"]) / 2
         return outcome
+
+    def _gains(self, scores: np.ndarray, queries: Sequence[Mapping[str, Any]]) -> list[float]:
+        """nDCG@10 of each query, from group scores, (queries, groups); changed."""
+        return [
+            self._index.ndcg(row, query["relevant"], query["excluded"])
+            for row, query in zip(scores, queries, strict=True)
+        ]

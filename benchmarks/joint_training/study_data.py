@@ -12,6 +12,9 @@ of chunks only, and a retrieval test that the base model does not solve:
 - `passages` asks a held-out question in its own script, `cross_script` the same question in the other one, `titles` a
   held-out web query.
 
+Of these texts the index keeps what the base model ranks among the first POOLED of any query of the test or validation
+parts, as MTEB does with large collections: the base's own scores stay, and a scoring takes half the time.
+
 OUTPUT gets train/*.jsonl, and items.json with everything that is scored.
 """
 
@@ -31,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from codiemb.extras import require
-from codiemb.prompts import TEMPLATES
+from codiemb.prompts import TEMPLATES, InstructionTemplate
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 
@@ -44,6 +47,7 @@ VALIDATION_SHARE = 1 / 3
 HELD_OUT_SHARE = 0.2  # of paragraphs and of web queries
 INDEXED = 20_000  # at most so many titles, and so many web queries
 HELD_OUT_WEB_PAIRS = 1500
+POOLED = 20
 NEGATIVES = 7
 PARTS = ("validation", "test")
 FILES = ("dev", "test")  # of STS-B
@@ -90,19 +94,9 @@ def pairs(data: Path, writer: Writer) -> None:
     train, held_out = joint_zh.split_pairs(sets, HELD_OUT, forbidden, {name: Counts() for name in sets}, SEED)
     parts = split_in_two(held_out, SEED)
     for name, rows in train.items():
-        writer.train[name] = [sts_row(pair) for pair in rows]
+        writer.train[name] = [joint_zh.sts_row(pair) for pair in rows]
     for part in PARTS:
         writer.items["pairs"][part] = {"stsb": stsb[part], **parts[part]}
-
-
-def sts_row(pair: Pair) -> Row:
-    """A scored pair in the unified format."""
-    return {
-        "task_type": "sts",
-        "query": pair.first,
-        "positives": [pair.second],
-        "positive_scores": [pair.score],
-    }
 
 
 def passages(data: Path, writer: Writer, encoder: joint_zh.Encoder) -> None:
@@ -186,7 +180,7 @@ def titles(data: Path, writer: Writer, encoder: joint_zh.Encoder) -> None:
     parts = split_in_two(held_out, SEED)
     for part in PARTS:
         writer.items["pairs"][part]["qbqtc"] = parts[part]["qbqtc"]
-    writer.train["qbqtc_pairs"] = [sts_row(pair) for pair in kept]
+    writer.train["qbqtc_pairs"] = [joint_zh.sts_row(pair) for pair in kept]
     relevant: dict[str, list[str]] = defaultdict(list)
     for pair in moved:
         if pair.score == 2:
@@ -234,6 +228,21 @@ def titles(data: Path, writer: Writer, encoder: joint_zh.Encoder) -> None:
         writer.train["qbqtc"].append(joint_zh._ir_row(query, right, [*wrong, *mined][:NEGATIVES]))
 
 
+def pool(items: dict[str, Any], encoder: joint_zh.Encoder, ranks: int = POOLED) -> None:
+    """Keep the groups of the index with a text among the first `ranks` of some query, and the relevant ones."""
+    groups = np.array(items["groups"])
+    vectors = encoder.documents(items["documents"])
+    queries = [query for part in items["queries"].values() for rows in part.values() for query in rows]
+    kept = {group for query in queries for group in query["relevant"]}
+    for query, vector in zip(queries, encoder.queries([query["text"] for query in queries]), strict=True):
+        scores = vectors @ vector
+        scores[np.isin(groups, query["excluded"])] = -np.inf
+        kept |= set(groups[np.argpartition(-scores, ranks)[:ranks]])
+    chosen = [i for i, group in enumerate(items["groups"]) if group in kept]
+    items["documents"] = [items["documents"][i] for i in chosen]
+    items["groups"] = [items["groups"][i] for i in chosen]
+
+
 def held_out_texts(items: Mapping[str, Any]) -> set[str]:
     """Normalised sentences and queries, of both scripts, that no training row may hold."""
     texts = {text for part in items["pairs"].values() for rows in part.values() for row in rows for text in row[:2]}
@@ -255,12 +264,12 @@ def drop_held_out(writer: Writer) -> Counter[str]:
     return dropped
 
 
-def mixed_rows(train: Mapping[str, Sequence[Row]]) -> list[Row]:
+def mixed_rows(train: Mapping[str, Sequence[Row]], template: InstructionTemplate) -> list[Row]:
     """All sets as one, for InfoNCE over mixed batches: of scored pairs, those of the top fifth of the scores.
 
     The prompts are part of the texts, since in such a batch both texts of some rows take the query side's.
     """
-    query, document = (TEMPLATES["e5"].prompt(side) for side in ("query", "document"))
+    query, document = (template.prompt(side) for side in ("query", "document"))
     rows: list[Row] = []
     for name in sorted(train):
         scores = [score for row in train[name] for score in row.get("positive_scores", [])]
@@ -311,6 +320,7 @@ def prepare(data: Path, output: Path) -> None:
     passages(data, writer, encoder)
     titles(data, writer, encoder)
     dropped = drop_held_out(writer)
+    pool(writer.items, encoder)
     shutil.rmtree(output, ignore_errors=True)
     for name, rows in writer.train.items():
         joint_zh._write_jsonl(output / "train" / f"{name}.jsonl", rows)
@@ -319,7 +329,7 @@ def prepare(data: Path, output: Path) -> None:
             "sts" if "positive_scores" in rows[0] else "titles" if name == "qbqtc" else "passages"
         ]
         joint_zh._write_jsonl(output / "train-instructed" / f"{name}.jsonl", instructed_rows(rows, instruction))
-    joint_zh._write_jsonl(output / "train-mixed" / "mixed.jsonl", mixed_rows(writer.train))
+    joint_zh._write_jsonl(output / "train-mixed" / "mixed.jsonl", mixed_rows(writer.train, TEMPLATES["e5"]))
     content = json.dumps(writer.items, ensure_ascii=False)
     joint_zh._write_text(output / "items.json", content)
     for part in PARTS:

@@ -60,7 +60,7 @@ class ContrastiveOptions(TaskOptions):
     )
     in_batch: bool = Field(True, description="the other rows' candidates are negatives too")
     query_negatives: bool = Field(
-        False, description="the other rows' queries are negatives too, against texts that only resemble a query"
+        False, description="other rows' queries, as documents, are negatives too, against texts that resemble a query"
     )
 
     @model_validator(mode="after")
@@ -72,7 +72,7 @@ class ContrastiveOptions(TaskOptions):
     @property
     def candidates(self) -> CandidateCount:
         """Candidates of a row that are used."""
-        return CandidateCount(self.positives, self.negatives)
+        return CandidateCount(self.positives, self.negatives, queries=self.query_negatives)
 
 
 class RerankingOptions(TaskOptions):
@@ -141,7 +141,7 @@ def contrastive(embeddings: Embeddings, batch: TaskBatch, options: Any, *, gathe
         known_positive_ids=batch.known_positives,
         false_negative_margin=options.false_negative_margin,
         in_batch=options.in_batch,
-        query_negatives=options.query_negatives,
+        query_negatives=final[batch.query_documents] if options.query_negatives else None,
         gather=gather,
     )
     return Objective(loss, {"info_nce": loss.detach()})

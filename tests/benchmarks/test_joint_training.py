@@ -11,6 +11,8 @@ import pytest
 import pytrec_eval
 from scipy.stats import spearmanr
 
+from codiemb.prompts import TEMPLATES
+
 STUDY = Path(__file__).parents[2] / "benchmarks" / "joint_training"
 
 
@@ -56,19 +58,48 @@ def finish(folder: Path, validation: float) -> None:
 def test_rates_are_chosen_on_validation_and_finished_trials_are_left_alone(tmp_path):
     from run import Study, Trial
 
-    study = Study(tmp_path, ["ours", "without-pro", "ours-scaled"])
-    rates = study.arms["ours"]["rates"]
-    assert [study.next(set())] == [(Trial("ours", 1, rates[0]), [])]
-    assert study.next({Trial("ours", 1, rates[0])}) == (Trial("ours", 1, rates[1]), [])
+    config = tmp_path / "arms.yaml"
+    config.write_text(
+        """
+        {model: bundled, template: e5, arms: {
+          joint: {engine: codiemb, rates: [1.0e-5, 2.0e-5, 3.0e-5], seeds: 3, recipe: {tasks: {ir: {negatives: 1}}}},
+          changed: {like: joint, recipe: {tasks: {ir: {batch_size: 8}}}},
+          averaged: {engine: fuse, of: [joint]}}}
+        """
+    )
+    study = Study(tmp_path, ["joint", "changed", "averaged"], config)
+    rates = (1e-5, 2e-5, 3e-5)
+    assert study.arms["changed"]["recipe"] == {"tasks": {"ir": {"negatives": 1, "batch_size": 8}}}
+    assert study.next(set()) == (Trial("joint", 1, rates[0]), [])
+    assert study.next({Trial("joint", 1, rates[0])}) == (Trial("joint", 1, rates[1]), [])
     for rate, validation in zip(rates, (60.0, 62.0, 61.0), strict=True):
-        assert study.rate("ours") is None
-        finish(tmp_path / Trial("ours", 1, rate).folder, validation)
-    assert study.rate("ours") == study.rate("without-pro") == rates[1]
-    assert study.next(set()) == (Trial("ours", 2, rates[1]), [])
-    running = {Trial("ours", seed, rates[1]) for seed in (2, 3)} | {Trial("without-pro", 1, rates[1])}
-    fused, parts = study.next(running)
-    assert fused == Trial("ours-scaled", 1, None)
-    assert parts == [tmp_path / Trial("ours", 1, rates[1]).folder / "model"]
+        assert study.rate("joint") is None
+        finish(tmp_path / Trial("joint", 1, rate).folder, validation)
+    assert study.rate("joint") == study.rate("changed") == rates[1]
+    assert study.next(set()) == (Trial("joint", 2, rates[1]), [])
+    assert Study(tmp_path, ["joint"], config, seeds=1).next(set()) is None
+    assert study.next({Trial("joint", 2, rates[1])}) == (Trial("joint", 3, rates[1]), [])
+    running = {Trial("joint", seed, rates[1]) for seed in (2, 3)}
+    assert study.next(running) == (Trial("changed", 1, rates[1]), [])
+    running.add(Trial("changed", 1, rates[1]))
+    assert study.next(running) is None  # the model of `joint` is not there: only its scores were kept
+    model = tmp_path / Trial("joint", 1, rates[1]).folder / "model"
+    model.mkdir()
+    assert study.next(running) == (Trial("averaged", 1, None), [model])
+
+
+@pytest.mark.parametrize("name", ["arms.yaml", "arms-en.yaml"])
+def test_every_arm_is_a_recipe_that_codiemb_reads(name, tmp_path):
+    from run import Study, engines
+
+    from codiemb.training.recipe import parse_recipe
+
+    study = Study(tmp_path, config=STUDY / name)
+    given = {"model": "bundled", "train": [{"path": "train.jsonl"}], "output": "model"}
+    trained = [arm for arm in study.arms.values() if arm["engine"] == "codiemb"]
+    assert len(trained) > 5
+    for arm in trained:
+        parse_recipe(engines.merged(engines.merged(study.config["codiemb"], arm.get("recipe", {})), given))
 
 
 def test_an_unknown_arm_is_named(tmp_path):
@@ -78,13 +109,12 @@ def test_an_unknown_arm_is_named(tmp_path):
         Study(tmp_path, ["our"])
 
 
-def arm(name: str, items: dict[str, np.ndarray], gold: dict[str, list]):
+def arm(name: str, items: dict[str, np.ndarray]):
     from analyse import Arm
 
-    scores = {task: 100 * spearmanr(items[f"test/{task}"], [p[2] for p in pairs])[0] for task, pairs in gold.items()}
-    ir = 100 * float(items["test/titles"].mean())
-    sts = float(np.mean(list(scores.values())))
-    test = scores | {"titles": ir, "sts": sts, "ir": ir, "mean": (sts + ir) / 2}
+    sts = 100 * spearmanr(items["stsb"], items["stsb/gold"])[0]
+    ir = 100 * float(items["titles"].mean())
+    test = {"stsb": sts, "titles": ir, "sts": sts, "ir": ir, "mean": (sts + ir) / 2}
     return Arm(name, 1e-4, [{"test": test}], [items], [{}])
 
 
@@ -92,12 +122,11 @@ def test_bootstrap_pairs_the_items_of_two_arms():
     from analyse import Bootstrap
 
     random = np.random.default_rng(0)
-    gold = {"stsb": [["", "", float(score)] for score in random.integers(0, 6, 300)]}
-    truth = np.array([pair[2] for pair in gold["stsb"]])
-    good = {"test/stsb": truth + random.normal(size=300), "test/titles": random.random(200)}
-    bad = {"test/stsb": truth + 3 * random.normal(size=300), "test/titles": good["test/titles"] - 0.1}
-    bootstrap = Bootstrap({"pairs": {"test": gold}, "queries": {"test": {"titles": [{}] * 200}}}, resamples=200)
-    one, two = arm("one", good, gold), arm("two", bad, gold)
+    truth = random.integers(0, 6, 300).astype(float)
+    good = {"stsb": truth + random.normal(size=300), "stsb/gold": truth, "titles": random.random(200)}
+    bad = {"stsb": truth + 3 * random.normal(size=300), "stsb/gold": truth, "titles": good["titles"] - 0.1}
+    bootstrap = Bootstrap(good, resamples=200)
+    one, two = arm("one", good), arm("two", bad)
     assert bootstrap.difference(one, one, "mean") == (0, 0, 0)
     for score in ("sts", "ir", "mean"):
         value, low, high = bootstrap.difference(one, two, score)
@@ -107,7 +136,7 @@ def test_bootstrap_pairs_the_items_of_two_arms():
     assert bootstrap.difference(one, two, "ir") == pytest.approx((10, 10, 10))
     first = bootstrap.scores(one)["sts"][0]
     rows = bootstrap.drawn["stsb"][0]
-    assert first == pytest.approx(100 * spearmanr(good["test/stsb"][rows], truth[rows])[0])
+    assert first == pytest.approx(100 * spearmanr(good["stsb"][rows], truth[rows])[0])
 
 
 def test_sections_are_merged_key_by_key():
@@ -129,6 +158,69 @@ def test_mixed_rows_carry_the_prompts_in_their_texts():
         for q, s in zip("abc", (5.0, 4.0, 3.0), strict=False)
     ]
     answers = [{"task_type": "ir", "query": "q", "positives": ["p"], "negatives": ["n"]}]
-    rows = mixed_rows({"stsb": pairs, "drcd": answers})
+    rows = mixed_rows({"stsb": pairs, "drcd": answers}, TEMPLATES["e5"])
     assert {"task_type": "ir", "query": "query: q", "positives": ["passage: p"], "negatives": ["passage: n"]} in rows
     assert {row["query"]: row["positives"] for row in rows[1:]} == {"query: a": ["query: x"], "query: b": ["query: x"]}
+
+
+class RandomVectors:
+    """Any embedding will do for the pool: what it ranks high is kept."""
+
+    def documents(self, texts):
+        return np.stack([np.random.default_rng(len(text)).normal(size=8) for text in texts])
+
+    queries = documents
+
+
+def test_the_pool_keeps_the_scores_of_the_model_that_it_is_made_with():
+    from scoring import Index
+    from study_data import pool
+
+    random = np.random.default_rng(1)
+    documents = ["x" * n for n in random.permutation(np.arange(1, 301))]
+    groups = [f"g{i % 200}" for i in range(300)]
+    queries = [
+        {"text": "y" * (400 + i), "relevant": [f"g{i}"], "excluded": [f"g{i + 50}", "not there"]} for i in range(10)
+    ]
+    items = {"documents": documents, "groups": groups, "queries": {"test": {"titles": queries}}}
+
+    def ndcg() -> list[float]:
+        encoder, index = RandomVectors(), Index(items["groups"])
+        similarities = encoder.queries([q["text"] for q in queries]) @ encoder.documents(items["documents"]).T
+        best = index.best(similarities)
+        return [index.ndcg(row, q["relevant"], q["excluded"]) for row, q in zip(best, queries, strict=True)]
+
+    before = ndcg()
+    pool(items, RandomVectors(), ranks=20)
+    assert ndcg() == before
+    assert len(items["documents"]) == len(items["groups"]) < 300
+
+
+def test_english_data_hold_no_test_query_or_sentence(tmp_path):
+    from study_data_en import prepare
+
+    def write(name: str, lines: list[str]) -> None:
+        path = tmp_path / "public" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    things = ("wing", "slipstream", "flutter", "boundary layer", "shock wave", "heat transfer")
+    head = "sentence1\tsentence2\tscore"
+    write("sts_en/stsb_train.tsv", [head, *(f"A {t}.\tThe {t}.\t{i}" for i, t in enumerate(things))])
+    write("sts_en/stsb_dev.tsv", [head, "a WING\tA bird.\t1"])
+    write("sts_en/stsb_test.tsv", [head, "A fish.\tthe flutter\t2"])
+    corpus = [{"_id": f"{i}", "title": f"on {t} .", "text": f"on {t} . it is about {t}"} for i, t in enumerate(things)]
+    write("ir/cranfield/corpus.jsonl", [json.dumps(item) for item in corpus])
+    queries = [{"_id": f"{i}", "text": f"what is known of {t}"} for i, t in enumerate(things)]
+    queries[0]["text"] = "On wing"
+    write("ir/cranfield/queries.jsonl", [json.dumps(item) for item in queries])
+    write("ir/cranfield/qrels/test.tsv", ["query-id\tcorpus-id\tscore", *(f"{i}\t{i}\t1" for i in range(5)), "5\t5\t0"])
+    output = tmp_path / "data"
+    prepare(tmp_path / "public", output)
+    rows = {path.stem: [json.loads(line) for line in path.open()] for path in (output / "train").iterdir()}
+    items = json.loads((output / "items.json").read_text())
+    assert {row["query"] for row in rows["stsb"]} == {f"A {t}." for t in things} - {"A wing.", "A flutter."}
+    assert {row["query"] for row in rows["cranfield"]} == {f"on {t} ." for t in things} - {"on wing ."}
+    asked = [q for part in ("validation", "test") for q in items["queries"][part]["cranfield"]]
+    assert sorted(q["text"] for q in asked) == sorted(q["text"] for q in queries[:5])  # the last has no document
+    assert all(len(q["relevant"]) == 1 for q in asked)

@@ -38,6 +38,18 @@ def test_indices_point_at_the_texts_with_their_prompts():
     assert (batch.source, batch.task) == ("d", "ir")
 
 
+def test_queries_are_documents_too_where_they_are_candidates():
+    rows = [row(0, "q", ["p"]), row(1, "r", ["q"])]
+    counts = {"ir": CandidateCount(queries=True), "sts": CandidateCount(queries=True)}
+    both = TaskCollator(TEMPLATES["e5"], counts, symmetric=frozenset({"sts"}))
+    batch = both("d", "ir", rows)
+    assert [batch.texts[i] for i in batch.query_documents] == [("passage: ", "q"), ("passage: ", "r")]
+    assert batch.query_documents[0] == batch.positives[1, 0]
+    batch = both("d", "sts", rows)
+    assert batch.query_documents.tolist() == batch.query.tolist()
+    assert collator()("d", "ir", rows).query_documents.tolist() == batch.query.tolist()
+
+
 def test_symmetric_tasks_take_the_query_side():
     batch = collator()("d", "sts", [row(0, "a", ["b"], scores=[1.0])])
     assert batch.texts == [PromptedText("query: ", "a"), PromptedText("query: ", "b")]

@@ -45,7 +45,7 @@ def ragged_batch(rows: int = 5, seed: int = 0) -> Batch:
     }
 
 
-def loop(batch: Batch, *, margin: float = math.inf, in_batch: bool = True, query_negatives: bool = False) -> float:
+def loop(batch: Batch, *, margin: float = math.inf, in_batch: bool = True) -> float:
     """The definition, one query, positive and candidate at a time."""
     query, positives, negatives = batch["query"], batch["positives"], batch["negatives"]
     valid_positives = [mask.nonzero().flatten().tolist() for mask in batch["positive_mask"]]
@@ -63,8 +63,8 @@ def loop(batch: Batch, *, margin: float = math.inf, in_batch: bool = True, query
                 first = valid_positives[j][0]
                 positive_id = int(batch["positive_ids"][j, first])
                 candidates.append((positives[j, first], positive_id))
-                if query_negatives and positive_id not in own:
-                    candidates.append((query[j], query_ids[j]))
+                if "query_negatives" in batch and positive_id not in own:
+                    candidates.append((batch["query_negatives"][j], query_ids[j]))
             candidates += [(negatives[j, n], int(batch["negative_ids"][j, n])) for n in valid_negatives[j]]
         terms = []
         for p in valid_positives[i]:
@@ -91,15 +91,19 @@ def test_equals_the_loop_of_the_formula(seed: int, margin: float | None, in_batc
 @pytest.mark.parametrize("margin", [None, 0.3])
 def test_other_queries_as_negatives_equal_the_loop(seed: int, margin: float | None) -> None:
     batch = ragged_batch(rows=9, seed=seed)
-    actual = info_nce(**batch, temperature=TAU, false_negative_margin=margin, query_negatives=True)
-    expected = loop(batch, margin=math.inf if margin is None else margin, query_negatives=True)
+    without = loop(batch, margin=math.inf if margin is None else margin)
+    batch["query_negatives"] = unit(9, 8, seed=seed + 3)
+    actual = info_nce(**batch, temperature=TAU, false_negative_margin=margin)
+    expected = loop(batch, margin=math.inf if margin is None else margin)
     assert actual.item() == pytest.approx(expected, rel=1e-11)
-    assert expected > loop(batch, margin=math.inf if margin is None else margin)
+    assert expected > without
 
 
 def test_other_queries_are_of_the_batch() -> None:
     with pytest.raises(ValueError, match="in_batch=False"):
-        info_nce(**ragged_batch(), query_negatives=True, in_batch=False)
+        info_nce(**ragged_batch(), query_negatives=unit(5, 8), in_batch=False)
+    with pytest.raises(ValueError, match="query_negatives"):
+        info_nce(**ragged_batch(), query_negatives=unit(4, 8))
 
 
 @pytest.mark.parametrize("margin", [None, 0.1])

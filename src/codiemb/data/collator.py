@@ -20,10 +20,15 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class CandidateCount:
-    """How many candidates of each row of a task are used; the objective reads the mask for rows with fewer."""
+    """How many candidates of each row of a task are used; the objective reads the mask for rows with fewer.
+
+    Attributes:
+        queries: whether the rows' queries, embedded as documents, are candidates too.
+    """
 
     positives: int = 1
     negatives: int = 0
+    queries: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class TaskBatch:
         task: task type.
         texts: the distinct texts; the indices below point into it.
         query: (batch,) int64.
+        query_documents: (batch,) int64: the queries on the document side where they are candidates, else `query`.
         positives: (batch, positives) int64; `positive_mask` (bool) is False on padding.
         negatives: (batch, negatives) int64; `negative_mask` likewise.
         scores: (batch, positives) float32 gold scores, 1 where the row gives none.
@@ -46,6 +52,7 @@ class TaskBatch:
     task: str
     texts: list[PromptedText]
     query: Tensor
+    query_documents: Tensor
     positives: Tensor
     positive_mask: Tensor
     negatives: Tensor
@@ -104,7 +111,7 @@ class TaskCollator:
         document_side: Side = "query" if task in self.symmetric else "document"
         count = self.candidates[task]
         shape = (len(rows), max(count.positives, 1))
-        query = np.zeros(len(rows), dtype=np.int64)
+        query, query_documents = np.zeros((2, len(rows)), dtype=np.int64)
         positives, positive_mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
         negatives = np.zeros((len(rows), count.negatives), dtype=np.int64)
         negative_mask = np.zeros(negatives.shape, dtype=bool)
@@ -113,6 +120,7 @@ class TaskCollator:
         for i, row in enumerate(rows):
             random = np.random.default_rng((self.seed, epoch, row["index"]))
             query[i] = place(row["query"], "query")
+            query_documents[i] = place(row["query"], document_side) if count.queries else query[i]
             picked = _pick(random, len(row["positives"]), shape[1])
             for j, k in enumerate(picked):
                 positives[i, j], positive_mask[i, j] = place(row["positives"][k], document_side), True
@@ -131,6 +139,7 @@ class TaskCollator:
             task=task,
             texts=texts,
             query=torch.from_numpy(query),
+            query_documents=torch.from_numpy(query_documents),
             positives=torch.from_numpy(positives),
             positive_mask=torch.from_numpy(positive_mask),
             negatives=torch.from_numpy(negatives),

@@ -29,7 +29,7 @@ def info_nce(
     known_positive_ids: Tensor | None = None,
     false_negative_margin: float | None = None,
     in_batch: bool = True,
-    query_negatives: bool = False,
+    query_negatives: Tensor | None = None,
     gather: bool = False,
 ) -> Tensor:
     """InfoNCE with several positives and hard negatives (CoDiEmb, arXiv:2508.11442; CPC, arXiv:1807.03748).
@@ -60,9 +60,10 @@ def info_nce(
             sampled.
         false_negative_margin: in cosine units; None: no candidate is too close.
         in_batch: False takes a query's negatives from its own hard negatives only.
-        query_negatives: the other queries are candidates too, each where its positive is one and its own text is
-            none of the query's positives (GTE, arXiv:2308.03281, has more such terms). A model then learns to rank a
-            document above a text that resembles the query. Needs `in_batch`.
+        query_negatives: the queries' texts embedded as documents, unit norm, (batch, dim): each is a candidate of
+            the other queries where its positive is one and its text is none of theirs (GTE, arXiv:2308.03281, has a
+            like term, of queries embedded as queries). A model then learns to rank a document above a text that
+            resembles the query. Needs `in_batch`; None: no such candidates.
         gather: score this rank's queries against the candidates of all ranks. The mean of the ranks' losses,
             and its gradient, are then those of one process on the union of the batches. Needs equal shapes.
 
@@ -70,11 +71,11 @@ def info_nce(
 
     Raises:
         ValueError: if shapes do not fit (with `gather`, across ranks), the temperature is not above 0, or
-            `query_negatives` is asked for without `in_batch`.
+            `query_negatives` are given without `in_batch`.
     """
     check_temperature(temperature)
-    if query_negatives and not in_batch:
-        raise ValueError("query_negatives=True with in_batch=False: other queries are of the batch. Drop one of them.")
+    if query_negatives is not None and not in_batch:
+        raise ValueError("query_negatives with in_batch=False: other queries are of the batch. Drop one of them.")
     own = _texts("positive", query, positives, positive_mask, positive_ids)
     hard = _texts("negative", query, negatives, negative_mask, negative_ids)
     text_ids = torch.full_like(own.ids[:, 0], UNKNOWN) if query_ids is None else query_ids
@@ -92,8 +93,9 @@ def info_nce(
         first = own.valid.int().argmax(1)  # of equal maxima, argmax returns the first
         in_batch_positive = _Texts(*(part[row, first, None] for part in own))
         slots = [in_batch_positive, hard]
-        if query_negatives:
-            slots.append(_Texts(query[:, None], torch.ones_like(row, dtype=torch.bool)[:, None], text_ids[:, None]))
+        if query_negatives is not None:
+            _check_shape("query_negatives", query_negatives, query.shape)
+            slots.append(_texts("query_negatives", query, query_negatives[:, None], None, text_ids[:, None]))
         candidates = _Texts(*(from_all_ranks(torch.cat(parts, 1)) for parts in zip(*slots, strict=True)))
     own_row = row + (distributed.rank() * len(query) if gather else 0)
     all_rows = torch.arange(len(all_text_ids), device=query.device)
@@ -113,7 +115,7 @@ def info_nce(
             left_out, candidate_ids = ~hard.valid[rows], hard.ids[rows]
         for ids in own_ids[rows].unbind(1):  # one at a time, to need memory for (rows, candidates) only
             left_out |= _equal(candidate_ids, ids[:, None])
-        if query_negatives:
+        if query_negatives is not None:
             by_slot = left_out.view(len(cosine), *candidates.ids.shape)
             by_slot[:, :, -1] |= by_slot[:, :, 0]
 

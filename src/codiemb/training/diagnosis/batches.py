@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -132,6 +132,7 @@ def _positives_of_first_half(batch: TaskBatch) -> TaskBatch:
     return replace(
         batch,
         query=batch.query[rows],
+        query_documents=batch.query_documents[rows],
         positives=batch.positives[rows],
         positive_mask=positive[rows],
         negatives=batch.negatives[rows],
@@ -145,10 +146,11 @@ def _merge(batches: Sequence[TaskBatch]) -> tuple[TaskBatch, Tensor]:
     """One batch of all rows, and the place of the batch that each row is from, (rows,)."""
     starts = torch.tensor([0, *(len(batch.texts) for batch in batches)]).cumsum(0).tolist()
 
-    def joined(name: str, *, indices: bool = False, padding: int = 0) -> Tensor:
-        parts = [getattr(batch, name) for batch in batches]
-        if indices:
-            parts = [part + start for part, start in zip(parts, starts, strict=False)]
+    def indices(name: str) -> list[Tensor]:
+        return [getattr(batch, name) + start for batch, start in zip(batches, starts, strict=False)]
+
+    def joined(parts: Iterable[Tensor], padding: int = 0) -> Tensor:
+        parts = list(parts)
         width = max(part.shape[1] for part in parts)
         return torch.cat([F.pad(part, (0, width - part.shape[1]), value=padding) for part in parts])
 
@@ -156,14 +158,15 @@ def _merge(batches: Sequence[TaskBatch]) -> tuple[TaskBatch, Tensor]:
         source="mixed",
         task="ir",
         texts=[text for batch in batches for text in batch.texts],
-        query=torch.cat([batch.query + start for batch, start in zip(batches, starts, strict=False)]),
-        positives=joined("positives", indices=True),
-        positive_mask=joined("positive_mask"),
-        negatives=joined("negatives", indices=True),
-        negative_mask=joined("negative_mask"),
-        scores=joined("scores"),
+        query=torch.cat(indices("query")),
+        query_documents=torch.cat(indices("query_documents")),
+        positives=joined(indices("positives")),
+        positive_mask=joined(batch.positive_mask for batch in batches),
+        negatives=joined(indices("negatives")),
+        negative_mask=joined(batch.negative_mask for batch in batches),
+        scores=joined(batch.scores for batch in batches),
         text_ids=torch.cat([batch.text_ids for batch in batches]),
-        known_positives=joined("known_positives", padding=-1),
+        known_positives=joined((batch.known_positives for batch in batches), padding=-1),
     )
     owner = torch.cat([torch.full((len(batch.query),), place) for place, batch in enumerate(batches)])
     return whole, owner
