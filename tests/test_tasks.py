@@ -10,7 +10,16 @@ from codiemb.data.collator import TaskCollator
 from codiemb.data.examples import TASK_TYPES
 from codiemb.encoding import Embeddings
 from codiemb.prompts import TEMPLATES
-from codiemb.tasks import SYMMETRIC, TASKS, ContrastiveOptions, RerankingOptions, StsOptions, Task, TaskOptions
+from codiemb.tasks import (
+    SYMMETRIC,
+    TASKS,
+    ContrastiveOptions,
+    RerankingOptions,
+    RetrievalOptions,
+    StsOptions,
+    Task,
+    TaskOptions,
+)
 
 
 def text(content):
@@ -86,6 +95,14 @@ def test_every_contrastive_option_has_an_effect(change):
     assert (
         run("ir", ContrastiveOptions(**base))[2].total != run("ir", ContrastiveOptions(**{**base, **change}))[2].total
     )
+
+
+def test_other_queries_are_negatives_of_retrieval_unless_negatives_are_a_rows_own():
+    assert RetrievalOptions().candidates.queries
+    assert not RetrievalOptions(in_batch=False).candidates.queries
+    assert not ContrastiveOptions().candidates.queries
+    with pytest.raises(ValueError, match="query_negatives needs in_batch"):
+        RetrievalOptions(in_batch=False, query_negatives=True)
 
 
 def test_reranking_is_a_softmax_within_each_row():

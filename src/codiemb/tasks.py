@@ -50,7 +50,7 @@ class TaskOptions(BaseModel):
 
 
 class ContrastiveOptions(TaskOptions):
-    """InfoNCE: `ir`, `classification`, `clustering`."""
+    """InfoNCE: `classification`, `clustering`."""
 
     temperature: PositiveFloat = Field(0.02, description="divides the cosines")
     positives: PositiveInt = Field(1, description="positives of a row that are used; more are sampled")
@@ -59,9 +59,7 @@ class ContrastiveOptions(TaskOptions):
         0.1, description="mask a negative whose cosine exceeds the positive's by more than this; null: never"
     )
     in_batch: bool = Field(True, description="the other rows' candidates are negatives too")
-    query_negatives: bool = Field(
-        False, description="other rows' queries, as documents, are negatives too, against texts that resemble a query"
-    )
+    query_negatives: bool = Field(False, description="the other rows' queries, as documents, are negatives too")
 
     @model_validator(mode="after")
     def _of_the_batch(self) -> ContrastiveOptions:
@@ -73,6 +71,23 @@ class ContrastiveOptions(TaskOptions):
     def candidates(self) -> CandidateCount:
         """Candidates of a row that are used."""
         return CandidateCount(self.positives, self.negatives, queries=self.query_negatives)
+
+
+class RetrievalOptions(ContrastiveOptions):
+    """InfoNCE of queries and documents: `ir`."""
+
+    query_negatives: bool = Field(
+        True,
+        description="other rows' queries, as documents, are negatives too: what resembles a query does not answer it. "
+        "false where documents are questions themselves",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_in_batch(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("in_batch") is False:
+            return {"query_negatives": False} | given
+        return given
 
 
 class RerankingOptions(TaskOptions):
@@ -207,7 +222,7 @@ class Task:
 
 
 TASKS: Mapping[TaskType, Task] = {
-    "ir": Task(ContrastiveOptions, contrastive, symmetric=False),
+    "ir": Task(RetrievalOptions, contrastive, symmetric=False),
     "reranking": Task(RerankingOptions, listwise, symmetric=False),
     "sts": Task(StsOptions, scored_pairs, symmetric=True, rescale_scores=True),
     "pair_classification": Task(StsOptions, scored_pairs, symmetric=True),

@@ -63,8 +63,8 @@ def loop(batch: Batch, *, margin: float = math.inf, in_batch: bool = True) -> fl
                 first = valid_positives[j][0]
                 positive_id = int(batch["positive_ids"][j, first])
                 candidates.append((positives[j, first], positive_id))
-                if "query_negatives" in batch and positive_id not in own:
-                    candidates.append((batch["query_negatives"][j], query_ids[j]))
+            if "query_negatives" in batch and not same_query:
+                candidates.append((batch["query_negatives"][j], query_ids[j]))
             candidates += [(negatives[j, n], int(batch["negative_ids"][j, n])) for n in valid_negatives[j]]
         terms = []
         for p in valid_positives[i]:

@@ -60,9 +60,9 @@ def info_nce(
             sampled.
         false_negative_margin: in cosine units; None: no candidate is too close.
         in_batch: False takes a query's negatives from its own hard negatives only.
-        query_negatives: the queries' texts embedded as documents, unit norm, (batch, dim): each is a candidate of
-            the other queries where its positive is one and its text is none of theirs (GTE, arXiv:2308.03281, has a
-            like term, of queries embedded as queries). A model then learns to rank a document above a text that
+        query_negatives: the queries' texts embedded as documents, unit norm, (batch, dim): candidates of the other
+            queries, also of those with the same positive, which they do not answer either (GTE, arXiv:2308.03281, has
+            a like term, of queries embedded as queries). A model then learns to rank a document above a text that
             resembles the query. Needs `in_batch`; None: no such candidates.
         gather: score this rank's queries against the candidates of all ranks. The mean of the ranks' losses,
             and its gradient, are then those of one process on the union of the batches. Needs equal shapes.
@@ -104,10 +104,13 @@ def info_nce(
         """Of some queries and their positives, (rows, positives)."""
         if in_batch:
             cosine = query[rows] @ candidates.embeddings.flatten(0, 1).T  # (rows, candidates)
-            # Slot 0 of a row is its positive, left out for the row's own query and for others of the same text.
+            # Slot 0 of a row is its positive and the last one its query as a document, left out for the row's own query
+            # and for others of the same text.
             same_query = (own_row[rows, None] == all_rows) | _equal(text_ids[rows, None], all_text_ids)
             left_out = ~candidates.valid.repeat(len(cosine), 1, 1)  # (rows, all rows, slots)
             left_out[:, :, 0] |= same_query
+            if query_negatives is not None:
+                left_out[:, :, -1] |= same_query
             left_out = left_out.flatten(1)
             candidate_ids = candidates.ids.flatten()
         else:
@@ -115,9 +118,6 @@ def info_nce(
             left_out, candidate_ids = ~hard.valid[rows], hard.ids[rows]
         for ids in own_ids[rows].unbind(1):  # one at a time, to need memory for (rows, candidates) only
             left_out |= _equal(candidate_ids, ids[:, None])
-        if query_negatives is not None:
-            by_slot = left_out.view(len(cosine), *candidates.ids.shape)
-            by_slot[:, :, -1] |= by_slot[:, :, 0]
 
         nothing = torch.finfo(cosine.dtype).min
         logits = (cosine / temperature).masked_fill(left_out, nothing)

@@ -166,7 +166,10 @@ Tasks = _tasks_section()
 
 _WEAK_PAIRS = {"batch_size": 4096, "temperature": 0.05, "negatives": 0}
 ALIGN_DEFAULTS: Mapping[str, Any] = {
-    "tasks": {name: _WEAK_PAIRS for name, task in TASKS.items() if task.options is ContrastiveOptions},
+    "tasks": {
+        **{name: _WEAK_PAIRS for name, task in TASKS.items() if issubclass(task.options, ContrastiveOptions)},
+        "ir": {**_WEAK_PAIRS, "query_negatives": False},
+    },
     "optimizer": {"learning_rate": 2e-4},
     "token_embeddings": "all",
 }
