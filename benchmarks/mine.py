@@ -197,7 +197,7 @@ def train(output: Path, arm: str, seed: int, steps: int, batch: int) -> Path:
             "model": "bundled",
             "output": str(folder),
             "train": [{"path": str(output / arm / "mined.jsonl")}],
-            "tasks": {"ir": {"batch_size": batch, "negatives": 4}},
+            "tasks": {"ir": {"batch_size": batch, "negatives": 4, "query_negatives": False}},
             "max_steps": steps,
             "max_length": 128,
             "optimizer": {"learning_rate": 8e-5},

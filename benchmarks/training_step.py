@@ -75,6 +75,7 @@ def run_ours(rows: list[dict[str, str]], batch: int, precision: str, steps: int,
                     "negatives": 1,
                     "temperature": TEMPERATURE,
                     "false_negative_margin": None,
+                    "query_negatives": False,  # the peer has none
                 }
             },
             "max_steps": steps,

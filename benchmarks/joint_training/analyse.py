@@ -4,7 +4,7 @@
 
 Prints Markdown: each arm's test scores as mean and spread over seeds, and differences to `ours` with intervals from a
 paired bootstrap over the test items, the seeds of an arm averaged in each resample. Writes results.json to OUTPUT and
-two plots.
+two plots. Of an unfinished study, an arm has the best of the learning rates that were tried.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Arm:
 
 
 def read_arms(study: Study) -> dict[str, Arm]:
-    """Every arm of which at least one seed is finished at its chosen rate."""
+    """Every arm of which a seed is finished at the best of its rates that were tried."""
     arms = {}
     for name, settings in study.arms.items():
         trains = settings["engine"] in TRAINED
-        rate = study.rate(name) if trains else None
+        rate = study.rate(name, so_far=True) if trains else None
         if trains and rate is None:
             continue
         trials = [Trial(name, FIRST_SEED + i, rate) for i in range(settings.get("seeds", 1))]

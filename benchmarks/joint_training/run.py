@@ -94,15 +94,16 @@ class Study:
         scores = json.loads((self.output / trial.folder / "scores.json").read_text(encoding="utf-8"))
         return scores["validation"]["mean"]
 
-    def rate(self, name: str) -> float | None:
-        """The chosen learning rate of an arm, None before all were tried."""
+    def rate(self, name: str, *, so_far: bool = False) -> float | None:
+        """The chosen learning rate of an arm, None before all were tried; `so_far`: of those that were."""
         arm = self.arms[name]
         if "rate_of" in arm:
-            return self.rate(arm["rate_of"])
+            return self.rate(arm["rate_of"], so_far=so_far)
         trials = [Trial(name, FIRST_SEED, rate) for rate in arm["rates"]]
-        if not all(self.done(trial) for trial in trials):
+        tried = [trial for trial in trials if self.done(trial)]
+        if not tried or (len(tried) < len(trials) and not so_far):
             return None
-        return max(trials, key=self.validation).rate
+        return max(tried, key=self.validation).rate
 
     def trials(self, name: str) -> Iterator[tuple[Trial, list[Path]]]:
         """The trials of an arm that can be run now, with the models they are made of."""
