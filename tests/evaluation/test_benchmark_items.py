@@ -45,11 +45,12 @@ def measured(tiny_model_directory, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", root / "datasets")
         patch.setenv("CODIEMB_CACHE", str(root / "cache"))
+        random = torch.Generator().manual_seed(0)
         for noise in (0.0, 0.3):
             model = LLMEmbeddingModel(tiny_model_directory, device="cpu", compute="fp32")
             with torch.no_grad():
                 for parameter in model.parameters():
-                    parameter.add_(noise * torch.randn_like(parameter))
+                    parameter.add_(noise * torch.randn(parameter.shape, generator=random))
             encoder = InstructedEncoder(model, "tests/tiny")
             outcomes = list(benchmark.run(encoder, tasks, root / "out", dataset_root=root / "hub"))
             assert {outcome.error for outcome in outcomes} == {""}
