@@ -26,7 +26,7 @@ import json
 import shutil
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -338,9 +338,9 @@ def prepare(data: Path, output: Path) -> None:
     print(f"index: {len(writer.items['documents'])} texts; sha256 {hashlib.sha256(content.encode()).hexdigest()[:16]}")
 
 
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command(prepare: Callable[[Path, Path], None], description: str | None) -> None:
+    """The command that prepares a study's data."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, metavar="DATA")
     parser.add_argument("output", type=Path, metavar="OUTPUT")
     arguments = parser.parse_args()
@@ -348,4 +348,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(prepare, __doc__)

@@ -10,13 +10,12 @@ judgements are not. STS-B has splits of its own.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
-from study_data import FILES, PARTS, SEED, VALIDATION_SHARE, Writer, joint_zh, mixed_rows
+from study_data import FILES, PARTS, SEED, VALIDATION_SHARE, Writer, command, joint_zh, mixed_rows
 
 from codiemb.prompts import TEMPLATES
 
@@ -76,14 +75,5 @@ def prepare(data: Path, output: Path) -> None:
         print({name: len(rows) for group in ("pairs", "queries") for name, rows in writer.items[group][part].items()})
 
 
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, metavar="DATA")
-    parser.add_argument("output", type=Path, metavar="OUTPUT")
-    arguments = parser.parse_args()
-    prepare(arguments.data, arguments.output)
-
-
 if __name__ == "__main__":
-    main()
+    command(prepare, __doc__)
