@@ -94,9 +94,14 @@ def pairs(data: Path, writer: Writer) -> None:
     train, held_out = joint_zh.split_pairs(sets, HELD_OUT, forbidden, {name: Counts() for name in sets}, SEED)
     parts = split_in_two(held_out, SEED)
     for name, rows in train.items():
-        writer.train[name] = [joint_zh.sts_row(pair) for pair in rows]
+        writer.train[name] = [sts_row(pair) for pair in rows]
     for part in PARTS:
         writer.items["pairs"][part] = {"stsb": stsb[part], **parts[part]}
+
+
+def sts_row(pair: Pair) -> Row:
+    """A scored pair in the unified format."""
+    return {"task_type": "sts", "query": pair.first, "positives": [pair.second], "positive_scores": [pair.score]}
 
 
 def passages(data: Path, writer: Writer, encoder: joint_zh.Encoder) -> None:
@@ -180,7 +185,7 @@ def titles(data: Path, writer: Writer, encoder: joint_zh.Encoder) -> None:
     parts = split_in_two(held_out, SEED)
     for part in PARTS:
         writer.items["pairs"][part]["qbqtc"] = parts[part]["qbqtc"]
-    writer.train["qbqtc_pairs"] = [joint_zh.sts_row(pair) for pair in kept]
+    writer.train["qbqtc_pairs"] = [sts_row(pair) for pair in kept]
     relevant: dict[str, list[str]] = defaultdict(list)
     for pair in moved:
         if pair.score == 2:
