@@ -6,7 +6,7 @@ import functools
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,20 +18,12 @@ from codiemb.data.sampler import SingleTaskBatchSampler, SourceSpec
 from codiemb.training import cpu
 from codiemb.training import run as training
 from codiemb.training.recipe import parse_recipe
+from codiemb.training.sections import merged
 
 Config = dict[str, Any]
 Row = dict[str, Any]
 
 _MEASURED_ROWS = 400  # of a data set, for its mean length
-
-
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:
-    """`base` with the keys of `changes`, section by section."""
-    result = dict(base)
-    for key, value in changes.items():
-        old = result.get(key)
-        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return result
 
 
 def read_rows(folder: Path) -> dict[str, list[Row]]:
@@ -112,9 +104,10 @@ def train_sentence_transformers(
     random = np.random.default_rng(seed)
     sets, losses, prompts, means = {}, {}, {}, {}
     for name, found in rows.items():
-        twice = arm.get("query_negatives", False) and found[0]["task_type"] == "ir"
-        means[name] = batch_size * tokens_of_a_row(found, 1, model.tokenizer, queries=1 + twice)
-        if found[0]["task_type"] == "sts":
+        scored = found[0]["task_type"] == "sts"
+        query_negatives = not scored and arm.get("query_negatives", False)
+        means[name] = batch_size * tokens_of_a_row(found, 1, model.tokenizer, queries=1 + query_negatives)
+        if scored:
             top = max(row["positive_scores"][0] for row in found)
             columns = [
                 {"sentence1": r["query"], "sentence2": r["positives"][0], "score": r["positive_scores"][0] / top}
@@ -130,7 +123,7 @@ def train_sentence_transformers(
             ]
             losses[name] = MultipleNegativesRankingLoss(model)
             prompts[name] = {"anchor": query, "positive": document, "negative": document}
-            if arm.get("query_negatives"):
+            if query_negatives:
                 others = [*columns[1:], columns[0]]
                 columns = [row | {"query": other["anchor"]} for row, other in zip(columns, others, strict=True)]
                 prompts[name]["query"] = document
@@ -183,6 +176,9 @@ def train_sentence_transformers(
 
 def _given(sampler: SingleTaskBatchSampler, dataset: Any, **_: Any) -> SingleTaskBatchSampler:
     return sampler
+
+
+TRAINERS = {"codiemb": train_codiemb, "sentence-transformers": train_sentence_transformers}
 
 
 def fuse(base: str, arm: Config, parts: Sequence[Path], output: Path) -> Config:

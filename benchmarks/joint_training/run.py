@@ -26,15 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import engines
-import scoring
 import yaml
 
 from codiemb.prompts import TEMPLATES, InstructionTemplate
+from codiemb.training.sections import merged
 
 HERE = Path(__file__).parent
 FIRST_SEED = 1
-TRAINED = {"codiemb": engines.train_codiemb, "sentence-transformers": engines.train_sentence_transformers}
+TRAINED = ("codiemb", "sentence-transformers")  # engines that train
 MADE_OF_OTHERS = ("fuse", "rescore")  # engines that train nothing and take the models of other arms
 # glibc gives the memory of large tensors back at once and takes it again in the next layer; where the system is slow
 # to hand out pages, keeping it is an eighth faster.
@@ -83,7 +82,7 @@ class Study:
         if "like" not in arm:
             return arm
         other = {key: value for key, value in self._resolved(arm["like"]).items() if key not in ("rates", "seeds")}
-        return engines.merged(other, arm) | ({} if "rates" in arm else {"rate_of": arm["like"]})
+        return merged(other, arm) | ({} if "rates" in arm else {"rate_of": arm["like"]})
 
     def done(self, trial: Trial) -> bool:
         """Whether it was scored."""
@@ -136,6 +135,9 @@ class Study:
 
 def carry_out(study: Study, trial: Trial, parts: list[Path]) -> None:
     """Train or fuse, score, and write the folder's files; in a process of its own."""
+    import engines  # takes seconds, which --list and analyse.py need not wait for
+    import scoring
+
     arm = study.arms[trial.arm]
     data, folder = study.output / "data", study.output / trial.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,8 +149,8 @@ def carry_out(study: Study, trial: Trial, parts: list[Path]) -> None:
     elif arm["engine"] in TRAINED:
         assert trial.rate is not None
         of_engine = study.config[arm["engine"]] | {"model": study.model}
-        budget = arm.get("budget", study.config["budget"])
-        spent = TRAINED[arm["engine"]](arm, of_engine, data, model, trial.seed, trial.rate, budget)
+        train = engines.TRAINERS[arm["engine"]]
+        spent = train(arm, of_engine, data, model, trial.seed, trial.rate, study.config["budget"])
     items = json.loads((data / "items.json").read_text(encoding="utf-8"))
     name = study.model if arm["engine"] == "none" else str(parts[0] if arm["engine"] == "rescore" else model)
     # All arms are read with the same prompts, but for the question of instructions.

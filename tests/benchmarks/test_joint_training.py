@@ -90,7 +90,8 @@ def test_rates_are_chosen_on_validation_and_finished_trials_are_left_alone(tmp_p
 
 @pytest.mark.parametrize("name", ["arms.yaml", "arms-en.yaml"])
 def test_every_arm_is_a_recipe_that_codiemb_reads(name, tmp_path):
-    from run import Study, engines
+    from engines import TRAINERS, merged
+    from run import TRAINED, Study
 
     from codiemb.training.recipe import parse_recipe
 
@@ -98,8 +99,9 @@ def test_every_arm_is_a_recipe_that_codiemb_reads(name, tmp_path):
     given = {"model": "bundled", "train": [{"path": "train.jsonl"}], "output": "model"}
     trained = [arm for arm in study.arms.values() if arm["engine"] == "codiemb"]
     assert len(trained) > 5
+    assert set(TRAINERS) == set(TRAINED)
     for arm in trained:
-        parse_recipe(engines.merged(engines.merged(study.config["codiemb"], arm.get("recipe", {})), given))
+        parse_recipe(merged(merged(study.config["codiemb"], arm.get("recipe", {})), given))
 
 
 def test_an_unknown_arm_is_named(tmp_path):
