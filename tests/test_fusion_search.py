@@ -99,6 +99,9 @@ def test_scores_are_kept_and_belong_to_models_data_and_settings(found, models, t
     for paths, options in (((models[0], models[1:], [other]), {}), ((models[0], models[1:], [data]), {"sample": 50})):
         with pytest.raises(pytest.fail.Exception, match="evaluated again"):
             search(*paths, budget=12, cache_dir=cache, **options)
+    monkeypatch.setattr(search_module, "best_precision", lambda device: (torch.float16, "another processor"))
+    with pytest.raises(pytest.fail.Exception, match="evaluated again"):
+        search(models[0], models[1:], [data], budget=12, cache_dir=cache)
 
 
 def test_a_stopped_search_goes_on(found, models, tmp_path, monkeypatch):

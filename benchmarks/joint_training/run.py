@@ -55,6 +55,17 @@ class Trial:
         return f"{self.arm}/seed{self.seed}{rate}"
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """A configuration; one that `extends` another is that one with changes, of whose arms it keeps `only` some."""
+    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "extends" not in config:
+        return config
+    config = merged(read_config(path.with_name(config.pop("extends"))), config)
+    if only := config.pop("only", None):
+        config["arms"] = {name: config["arms"][name] for name in only}
+    return config
+
+
 class Study:
     """What is there, and what comes next."""
 
@@ -68,7 +79,7 @@ class Study:
     ) -> None:
         self.output = output
         self.seeds = seeds
-        self.config: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))
+        self.config = read_config(config)
         self.model: str = model or self.config["model"]
         self.template = TEMPLATES[self.config["template"]]
         self.arms = {name: self._resolved(name) for name in self.config["arms"]}

@@ -104,6 +104,20 @@ def test_every_arm_is_a_recipe_that_codiemb_reads(name, tmp_path):
         parse_recipe(merged(merged(study.config["codiemb"], arm.get("recipe", {})), given))
 
 
+def test_a_configuration_extends_another_and_keeps_some_of_its_arms(tmp_path):
+    from run import read_config
+
+    (tmp_path / "one.yaml").write_text("{budget: 10, codiemb: {dropout: 0}, arms: {a: {engine: none}, b: {like: a}}}")
+    (tmp_path / "two.yaml").write_text("{extends: one.yaml, budget: 20, codiemb: {seed: 1}, only: [b, a]}")
+    read = read_config(tmp_path / "two.yaml")
+    assert read == {
+        "budget": 20,
+        "codiemb": {"dropout": 0, "seed": 1},
+        "arms": {"b": {"like": "a"}, "a": {"engine": "none"}},
+    }
+    assert list(read["arms"]) == ["b", "a"]
+
+
 def test_an_unknown_arm_is_named(tmp_path):
     from run import Study
 

@@ -61,6 +61,13 @@ def test_queries_of_one_document_are_no_near_duplicates(tmp_path):
     assert run(tmp_path, source, match="near", on="positive").rows == 1
 
 
+def test_a_threshold_of_matches_that_are_not_near_is_refused(tmp_path):
+    source = write(tmp_path / "a.jsonl", ir("甲", "一"))
+    with pytest.raises(ValueError, match=r"threshold=0.7 has no meaning with match='normalised'"):
+        run(tmp_path, source, match="normalised", threshold=0.7)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 def test_most_negatives(tmp_path):
     rows = [ir("甲", "一"), ir("甲", "一", negatives=["二", "三"]), ir("甲", "一", negatives=["四"]), ir("乙", "一")]
     report = run(tmp_path, write(tmp_path / "a.jsonl", *rows), keep="most-negatives")

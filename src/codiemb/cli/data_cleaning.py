@@ -104,7 +104,10 @@ def dedupe_command(
         Keep,
         typer.Option(help="first, the files in the order given; most-negatives; merge: first, with the others' texts."),
     ] = Keep.first,
-    threshold: Annotated[float, typer.Option(help="Jaccard similarity from which texts are near.")] = 0.8,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="With --match near, the Jaccard similarity from which texts are near.", show_default="0.8"),
+    ] = None,
     simplify: Simplify = False,
     on_error: BadRows = OnError.report,
     as_json: AsJson = False,

@@ -21,10 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from sentence_transformers.util import get_device_name
 
 import codiemb
 from codiemb.bundled import cache_root
 from codiemb.embedder import LLMEmbeddingModel
+from codiemb.encoding import best_precision
 from codiemb.evaluation import EvalTask, Result, discover, evaluate, summarise
 from codiemb.evaluation.significance import Interval, differences, intervals
 from codiemb.fusion.candidates import Candidate, pattern_search
@@ -204,7 +207,9 @@ def _evaluated(directory: Path, name: str, tasks: Sequence[EvalTask], sample: in
 def _key(models: Sequence[ModelDirectory], data: Sequence[str | Path], sample: int | None, seed: int) -> str:
     """A hash of everything that scores depend on."""
     libraries = ("torch", "transformers", "sentence-transformers")
-    settings = [codiemb.__version__, *map(version, libraries), sample, seed]
+    device = torch.device(get_device_name())  # where candidates will be evaluated
+    numerics = [device.type, str(best_precision(device)[0])]
+    settings = [codiemb.__version__, *map(version, libraries), *numerics, sample, seed]
     digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=16)
     for model in models:
         folders = dict.fromkeys(model.path / folder for _, folder in [("", ""), *model.modules])

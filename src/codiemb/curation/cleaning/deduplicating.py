@@ -29,6 +29,7 @@ Keep = Literal["first", "most-negatives", "merge"]
 ON: tuple[On, ...] = get_args(On)
 MATCHES: tuple[Match, ...] = get_args(Match)
 KEEPS: tuple[Keep, ...] = get_args(Keep)
+NEAR = 0.8  # Jaccard similarity
 
 Numbers: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int64]]"
 
@@ -48,7 +49,7 @@ def deduplicate(
     on: On = "pair",
     match: Match = "normalised",
     keep: Keep = "first",
-    threshold: float = 0.8,
+    threshold: float | None = None,
     simplify: bool = False,
 ) -> CleaningReport:
     """Write the rows without duplicates; those left out go beside them, each with the row it duplicates.
@@ -63,16 +64,20 @@ def deduplicate(
         keep: of duplicates, "first" keeps the first one, "most-negatives" the one with the most negatives (of equals
             the first), "merge" the first with the candidates of the others added that it does not have, compared
             normalised unless the match is exact.
-        threshold: of near duplicates, a Jaccard similarity.
+        threshold: of near duplicates, a Jaccard similarity; None is `NEAR`.
         simplify: traditional and simplified Chinese characters count as equal, unless the match is exact.
     Raises:
         DataError: bad rows that are not skipped, or an output that is an input.
-        ValueError: `keep="merge"` where the queries need not match.
+        ValueError: `keep="merge"` where the queries need not match, or a threshold without near matches.
     """
+    if threshold is not None and match != "near":
+        raise ValueError(
+            f"threshold={threshold} has no meaning with match={match!r}: choose match='near' or leave it out."
+        )
     if keep == "merge" and on == "positive":
         raise ValueError("keep='merge' adds candidates to a row of the same query: choose on='query' or on='pair'.")
     outputs = Outputs(output, stream.files)
-    duplicates, negatives = find_duplicates(stream, on=on, match=match, threshold=threshold, simplify=simplify)
+    duplicates, negatives = find_duplicates(stream, on=on, match=match, threshold=threshold or NEAR, simplify=simplify)
     if keep == "most-negatives":
         duplicates = _rooted_at_most(duplicates, negatives)
     groups: dict[int, list[Example]] = {one.of: [] for one in duplicates.values()}

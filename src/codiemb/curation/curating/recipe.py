@@ -64,7 +64,7 @@ class DedupeStep(Section):
     on: On = "pair"
     match: Match = "near"
     keep: Keep = "first"
-    threshold: float = Field(0.8, gt=0, lt=1)
+    threshold: float | None = Field(None, gt=0, lt=1)
     simplify: bool = False
 
 

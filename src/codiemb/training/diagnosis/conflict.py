@@ -7,9 +7,9 @@ the more so the noisier the batches are. So the noise can be divided out, which 
 
     corrected(a, b) = mean cos(g_ai, g_bj) / sqrt(mean cos(g_ai, g_aj) · mean cos(g_bi, g_bj))
 
-over pairs of batches i, j that share no row. Intervals are the percentile bootstrap over batches; two copies of one
-batch in a resample are no pair. Where a within-task cosine cannot be told from 0, there is nothing to divide by, and
-the corrected cosine is left open.
+over pairs of batches i, j that share no row. Intervals are the bootstrap over batches, with percentiles that are
+expanded for few batches (Hesterberg, 2015, arXiv:1411.5279); two copies of one batch in a resample are no pair. Where a
+within-task cosine cannot be told from 0, there is nothing to divide by, and the corrected cosine is left open.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from codiemb.training.diagnosis.batches import Drawn, part_name
 from codiemb.training.diagnosis.gradients import TOKEN_TABLE, GradientProducts
@@ -167,7 +168,9 @@ def diagnose(measured: GradientProducts, *, seed: int = 0) -> Diagnosis:
         signal = np.sqrt(np.maximum(block[:, apart].mean(axis=1), 0))
         norm = np.sqrt(block.diagonal(axis1=1, axis2=2).mean(axis=1))
         groups[name] = tuple(
-            GroupInLayer(_estimate(within[name][:, layer], of), float(norm[layer]), float(signal[layer]))
+            GroupInLayer(
+                _estimate(within[name][:, layer], of, len(places[name])), float(norm[layer]), float(signal[layer])
+            )
             for layer, of in enumerate(tests)
         )
     pairs = {}
@@ -177,10 +180,11 @@ def diagnose(measured: GradientProducts, *, seed: int = 0) -> Diagnosis:
         usable = (within[a] > 0) & (within[b] > 0)
         corrected = np.divide(between, np.sqrt(np.abs(product)), out=np.full_like(between, np.nan), where=usable)
         corrected = corrected.clip(-1, 1)
+        fewest = min(len(places[a]), len(places[b]))
         pairs[a, b] = tuple(
             PairInLayer(
-                _estimate(between[:, layer], of),
-                _estimate(corrected[:, layer], of) if _is_defined(corrected[:, layer]) else None,
+                _estimate(between[:, layer], of, fewest),
+                _estimate(corrected[:, layer], of, fewest) if _is_defined(corrected[:, layer]) else None,
             )
             for layer, of in enumerate(tests)
         )
@@ -247,10 +251,15 @@ def _is_defined(values: np.ndarray) -> bool:
     return bool(np.isfinite(values[0])) and float(np.isfinite(values[1:]).mean()) >= _DEFINED
 
 
-def _estimate(values: np.ndarray, tests: int) -> Estimate:
+def _estimate(values: np.ndarray, tests: int, batches: int) -> Estimate:
     """From a value (first) and its resamples; `tests` is the number of layers that it is one of."""
     tail = (1 - LEVEL) / 2
-    low, high, strict_low, strict_high = np.nanquantile(
-        values[1:], [tail, 1 - tail, tail / tests, 1 - tail / tests]
-    ).tolist()
+    wide, strict = _expanded(tail, batches), _expanded(tail / tests, batches)
+    low, high, strict_low, strict_high = np.nanquantile(values[1:], [wide, 1 - wide, strict, 1 - strict]).tolist()
     return Estimate(float(values[0]), low, high, int(strict_low > 0) - int(strict_high < 0))
+
+
+def _expanded(tail: float, batches: int) -> float:
+    """The percentile that makes a bootstrap interval of a mean as wide as Student's."""
+    student = float(stats.t.ppf(tail, batches - 1))
+    return float(stats.norm.cdf(student * np.sqrt(batches / (batches - 1))))
