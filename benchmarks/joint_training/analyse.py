@@ -140,39 +140,48 @@ FRONTS: Mapping[str, Sequence[str]] = {
 }
 
 
-def plot(arms: Mapping[str, Arm], images: Path) -> None:
-    """IR against STS: a point for each arm and seed, and the two fronts over the share of retrieval."""
+def plot(study: Study, arms: Mapping[str, Arm], images: Path, suffix: str) -> None:
+    """IR against STS: a point for each arm and seed, and the two fronts over the share of retrieval.
+
+    Arms that are another arm with a change, and have no learning rates of their own, are grey and named beside their
+    point.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(9, 6.5), layout="constrained")
-    shown = [
-        arm for arm in arms.values() if arm.rate or arm.name == "base" or "fused" in arm.name or "scaled" in arm.name
-    ]
-    colours = plt.get_cmap("tab20").colors
-    for i, arm in enumerate(shown):
+    labels = {"xlabel": "STS: mean Spearman correlation x 100", "ylabel": "IR: mean nDCG@10 x 100"}
+    figure, axes = plt.subplots(figsize=(10, 7), layout="constrained")
+    colours = iter(plt.get_cmap("tab20").colors * 2)
+    for arm in arms.values():
         points = [(scores["test"]["sts"], scores["test"]["ir"]) for scores in arm.scores]
+        if study.arms[arm.name]["engine"] == "rescore":  # read with other prompts than the rest
+            continue
+        if "rate_of" in study.arms[arm.name]:
+            axes.scatter(*zip(*points, strict=True), color="0.6", s=18)
+            axes.annotate(arm.name, points[0], fontsize=7, color="0.35", xytext=(4, 3), textcoords="offset points")
+            continue
         marker = "*" if arm.name == "base" else "s" if arm.name.startswith("st-") else "o"
-        axes.scatter(*zip(*points, strict=True), color=colours[i % 20], marker=marker, s=42, label=arm.name)
-    axes.set(xlabel="STS: mean Spearman of six sets, x100", ylabel="IR: mean nDCG@10 of three sets, x100")
-    axes.legend(fontsize=8, ncols=2)
+        size = 140 if arm.name == "base" else 42
+        axes.scatter(*zip(*points, strict=True), color=next(colours), marker=marker, s=size, label=arm.name)
+    axes.set(**labels)
+    axes.margins(x=0.12)  # for the names
+    axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
-    figure.savefig(images / "joint-training-arms.png", dpi=150)
-    if any(len([name for name in names if name in arms]) > 1 for names in FRONTS.values()):
+    figure.savefig(images / f"joint-training-arms{suffix}.png", dpi=150)
+    if all(len([name for name in names if name in arms]) > 1 for names in FRONTS.values()):
         figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
         for label, names in FRONTS.items():
             present = [arms[name] for name in names if name in arms]
             axes.plot([a.mean("sts") for a in present], [a.mean("ir") for a in present], marker="o", label=label)
             for arm in present:
-                axes.annotate(
-                    arm.name, (arm.mean("sts"), arm.mean("ir")), fontsize=7, xytext=(4, 4), textcoords="offset points"
-                )
-        axes.set(xlabel="STS: mean Spearman, x100", ylabel="IR: mean nDCG@10, x100")
+                at = arm.mean("sts"), arm.mean("ir")
+                axes.annotate(arm.name, at, fontsize=7, xytext=(4, 4), textcoords="offset points")
+        axes.set(**labels)
         axes.legend()
         axes.grid(alpha=0.3)
-        figure.savefig(images / "joint-training-fronts.png", dpi=150)
+        figure.savefig(images / f"joint-training-fronts{suffix}.png", dpi=150)
 
 
 def rates(study: Study) -> str:
@@ -211,7 +220,7 @@ def main() -> None:
                     score: bootstrap.difference(arms[arguments.reference], arm, score) for score in SUMMARY
                 }
     arguments.images.mkdir(parents=True, exist_ok=True)
-    plot(arms, arguments.images)
+    plot(study, arms, arguments.images, arguments.config.stem.removeprefix("arms"))
     (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 

@@ -161,7 +161,8 @@ def carry_out(study: Study, trial: Trial, parts: list[Path]) -> None:
         assert trial.rate is not None
         of_engine = study.config[arm["engine"]] | {"model": study.model}
         train = engines.TRAINERS[arm["engine"]]
-        spent = train(arm, of_engine, data, model, trial.seed, trial.rate, study.config["budget"])
+        budget = arm.get("budget", study.config["budget"])
+        spent = train(arm, of_engine, data, model, trial.seed, trial.rate, budget)
     items = json.loads((data / "items.json").read_text(encoding="utf-8"))
     name = study.model if arm["engine"] == "none" else str(parts[0] if arm["engine"] == "rescore" else model)
     # All arms are read with the same prompts, but for the question of instructions.
