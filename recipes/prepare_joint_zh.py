@@ -43,6 +43,7 @@ PAIR_SETS = {
 }
 HELD_OUT_PAIRS = {"afqmc": 1000, "lcqmc": 1000, "bq": 1000, "pawsx": 300}  # of stsb, its own dev split
 HELD_OUT_SHARE = 0.15  # of paragraphs (DRCD, CMRC) and of QBQTC's queries
+HELD_OUT_WEB_PAIRS = 1000  # QBQTC's queries and titles as scored pairs
 NEGATIVES = 7  # of a question; training samples from them
 MINED_RANKS = 50
 # A candidate closer to the question than this share of the positive's cosine may be an unlabelled positive
@@ -182,16 +183,19 @@ def prepare_pairs(data: Path, output: Path, counts: dict[str, Counts], seed: int
     train, held_out = split_pairs(sets, HELD_OUT_PAIRS, forbidden, counts, seed)
     held_out["stsb"] = stsb_dev
     for name, pairs in train.items():
-        counts[name].train, counts[name].held_out = len(pairs), len(held_out[name])
-        _write_jsonl(
-            output / "train" / f"{name}.jsonl",
-            (
-                {"task_type": "sts", "query": p.first, "positives": [p.second], "positive_scores": [p.score]}
-                for p in pairs
-            ),
-        )
-        lines = [f"{p.first}\t{p.second}\t{p.score:g}" for p in held_out[name]]
-        _write_text(output / "dev" / f"{name}.tsv", "\n".join(["sentence1\tsentence2\tscore", *lines]) + "\n")
+        _write_pairs(output, name, pairs, held_out[name], counts[name])
+
+
+def _write_pairs(output: Path, name: str, train: Sequence[Pair], held_out: Sequence[Pair], count: Counts) -> None:
+    count.train, count.held_out = len(train), len(held_out)
+    _write_jsonl(output / "train" / f"{name}.jsonl", map(sts_row, train))
+    lines = [f"{p.first}\t{p.second}\t{p.score:g}" for p in held_out]
+    _write_text(output / "dev" / f"{name}.tsv", "\n".join(["sentence1\tsentence2\tscore", *lines]) + "\n")
+
+
+def sts_row(pair: Pair) -> dict[str, Any]:
+    """A scored pair in the unified format."""
+    return {"task_type": "sts", "query": pair.first, "positives": [pair.second], "positive_scores": [pair.score]}
 
 
 # -- questions and paragraphs --------------------------------------------------------------------------------------
@@ -315,18 +319,26 @@ def hard_negatives(scores: np.ndarray, positive_score: float) -> list[int]:
 
 
 def prepare_qbqtc(data: Path, output: Path, counts: dict[str, Counts], encoder: Encoder, seed: int) -> None:
-    """QBQTC: relevance 2 is relevant, 0 is not; 1 is neither ("partly"), so it is no positive and no negative."""
-    count = counts["qbqtc"]
+    """QBQTC, as retrieval and, as CMTEB reads it, as pairs of a query and a title that are scored 0, 1 or 2.
+
+    In retrieval, relevance 2 is relevant, 0 is not; 1 is neither ("partly"), so it is no positive and no negative.
+    """
+    count, pair_count = counts["qbqtc"], counts["qbqtc_pairs"]
     by_query: dict[str, dict[str, int]] = defaultdict(dict)
     for query, title, relevance in _rows(data / "ir" / "qbqtc_dev.tsv", ("query", "title", "relevance")):
         judged = by_query[query]
-        if normalised(query) and normalised(title) and not _CONTROL.search(query + title):
-            judged[title] = max(int(relevance), judged.get(title, 0))
+        pair_count.read += 1
+        if not normalised(query) or not normalised(title) or _CONTROL.search(query + title):
+            pair_count.dropped["no text or a control character"] += 1
+            continue
+        pair_count.dropped["there twice"] += title in judged
+        judged[title] = max(int(relevance), judged.get(title, 0))
     count.read = len(by_query)
     titles = sorted({title for judged in by_query.values() for title in judged})
     groups = sorted({normalised(query) for query, judged in by_query.items() if 2 in judged.values()})
     np.random.default_rng(seed).shuffle(groups)
     out = set(groups[: round(HELD_OUT_SHARE * len(groups))])
+    out_pairs = _held_out_pairs(by_query, out, seed)
     relevant = {query: [t for t, r in judged.items() if r == 2] for query, judged in by_query.items()}
     held_out = [query for query in by_query if normalised(query) in out and relevant[query]]
     title_ids = {title: f"t{i}" for i, title in enumerate(titles)}
@@ -336,8 +348,10 @@ def prepare_qbqtc(data: Path, output: Path, counts: dict[str, Counts], encoder: 
         {f"q{i}": query for i, query in enumerate(held_out)},
         {f"q{i}": [title_ids[title] for title in relevant[query]] for i, query in enumerate(held_out)},
     )
-    train = [query for query in by_query if relevant[query] and normalised(query) not in out]
+    answered = [query for query in by_query if relevant[query] and normalised(query) not in out]
+    train = [query for query in answered if normalised(query) not in out_pairs]
     count.held_out = len(held_out)
+    count.dropped["query held out with its scored pairs"] = len(answered) - len(train)
     count.dropped["no usable title of relevance 2"] = sum(not titles for titles in relevant.values())
     documents = encoder.documents(titles)
     index = {title: i for i, title in enumerate(titles)}
@@ -352,6 +366,22 @@ def prepare_qbqtc(data: Path, output: Path, counts: dict[str, Counts], encoder: 
         rows.append(_ir_row(query, relevant[query], [*wrong, *mined][:NEGATIVES]))
     count.train = len(rows)
     _write_jsonl(output / "train" / "qbqtc.jsonl", rows)
+    pairs = [Pair(query, title, score) for query, judged in by_query.items() for title, score in judged.items()]
+    train_pairs = [pair for pair in pairs if normalised(pair.first) not in out | out_pairs]
+    held_out_pairs = [pair for pair in pairs if normalised(pair.first) in out_pairs]
+    pair_count.dropped["query held out for retrieval"] = len(pairs) - len(train_pairs) - len(held_out_pairs)
+    _write_pairs(output, "qbqtc_pairs", train_pairs, held_out_pairs, pair_count)
+
+
+def _held_out_pairs(by_query: Mapping[str, Mapping[str, int]], taken: set[str], seed: int) -> set[str]:
+    """Normalised queries, other than the ones taken, that together have the wanted number of scored titles."""
+    sizes: Counter[str] = Counter()
+    for query, judged in by_query.items():
+        sizes[normalised(query)] += len(judged)
+    groups = sorted(set(sizes) - taken)
+    np.random.default_rng(seed + 1).shuffle(groups)
+    before = np.cumsum([0, *(sizes[group] for group in groups)])
+    return set(groups[: int(np.searchsorted(before, HELD_OUT_WEB_PAIRS))])
 
 
 # -- files and models ----------------------------------------------------------------------------------------------
@@ -468,7 +498,7 @@ def prepare(data: Path, output: Path, seed: int) -> dict[str, Counts]:
         raise DataError(f"{output}: holds files that this script did not write. Give a new directory.")
     scratch = output.with_name(f".{output.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
-    counts = {name: Counts() for name in [*PAIR_SETS, "drcd", "cmrc", "qbqtc"]}
+    counts = {name: Counts() for name in [*PAIR_SETS, "drcd", "cmrc", "qbqtc", "qbqtc_pairs"]}
     prepare_pairs(data, scratch, counts, seed)
     encoder = Encoder()
     prepare_paragraphs(data, scratch, counts, encoder, seed)

@@ -39,7 +39,7 @@ from codiemb.prompts import TEMPLATES, InstructionTemplate
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 
 import prepare_joint_zh as joint_zh
-from prepare_joint_zh import Counts, Pair, Question, normalised
+from prepare_joint_zh import Counts, Pair, Question, normalised, sts_row
 
 SEED = 7
 HELD_OUT = {"afqmc": 1500, "lcqmc": 1500, "bq": 1500, "pawsx": 450}  # pairs; a third of them is for validation
@@ -97,11 +97,6 @@ def pairs(data: Path, writer: Writer) -> None:
         writer.train[name] = [sts_row(pair) for pair in rows]
     for part in PARTS:
         writer.items["pairs"][part] = {"stsb": stsb[part], **parts[part]}
-
-
-def sts_row(pair: Pair) -> Row:
-    """A scored pair in the unified format."""
-    return {"task_type": "sts", "query": pair.first, "positives": [pair.second], "positive_scores": [pair.score]}
 
 
 def passages(data: Path, writer: Writer, encoder: joint_zh.Encoder) -> None:

@@ -64,6 +64,7 @@ def data(tmp_path_factory):
 def wanted(script):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(script, "HELD_OUT_PAIRS", dict.fromkeys(script.HELD_OUT_PAIRS, 8))
+        patch.setattr(script, "HELD_OUT_WEB_PAIRS", 6)
         yield
 
 
@@ -106,6 +107,16 @@ def test_no_held_out_sentence_or_question_is_trained_on(script, prepared):
 def test_a_web_query_that_a_pair_set_holds_out_is_dropped(script, prepared):
     _, counts = prepared
     assert counts["qbqtc"].dropped["sentence or question held out in another set"] > 0
+
+
+def test_web_queries_are_scored_pairs_too_and_their_titles_are_kept_apart(prepared):
+    output, counts = prepared
+    tables = {table.name: table for table in read(output / "train")}
+    held_out = (output / "dev" / "qbqtc_pairs.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    assert 6 <= counts["qbqtc_pairs"].held_out == len(held_out) <= 7
+    assert {row["positive_scores"][0] for row in tables["qbqtc_pairs"].rows} == {0, 2}
+    titles = {line.split("\t")[1] for line in held_out}
+    assert not titles & (texts_of(tables["qbqtc"]) | texts_of(tables["qbqtc_pairs"]))
 
 
 def test_a_sentence_of_the_test_set_is_dropped_in_any_spelling(prepared):
