@@ -153,7 +153,7 @@ def plot(study: Study, arms: Mapping[str, Arm], images: Path, suffix: str) -> No
 
     labels = {"xlabel": "STS: mean Spearman correlation x 100", "ylabel": "IR: mean nDCG@10 x 100"}
     figure, axes = plt.subplots(figsize=(10, 7), layout="constrained")
-    colours = iter(plt.get_cmap("tab20").colors * 2)
+    colours = iter(plt.get_cmap("tab10").colors * 2)
     for arm in arms.values():
         points = [(scores["test"]["sts"], scores["test"]["ir"]) for scores in arm.scores]
         if study.arms[arm.name]["engine"] == "rescore":  # read with other prompts than the rest
