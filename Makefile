@@ -19,7 +19,7 @@ lint: .venv/.installed  ## style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-joint-zh: .venv/.installed  ## DATA=folder of public sets, OUTPUT=model directory (under an hour on two cores)
+joint-zh: .venv/.installed  ## DATA=folder of public sets, OUTPUT=model directory (about an hour on two cores)
 	@test -f $(OUT)/modules.json || rmdir $(OUT) 2>/dev/null || test ! -e $(OUT) || \
 	  { echo "$(OUT) is not empty and holds no model: give OUTPUT=a new directory" >&2; exit 2; }
 	$(BIN)/python recipes/prepare_joint_zh.py $(DATA) runs/joint-zh-data
