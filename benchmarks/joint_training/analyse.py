@@ -153,11 +153,12 @@ def plot(study: Study, arms: Mapping[str, Arm], images: Path, suffix: str) -> No
 
     labels = {"xlabel": "STS: mean Spearman correlation x 100", "ylabel": "IR: mean nDCG@10 x 100"}
     figure, axes = plt.subplots(figsize=(10, 7), layout="constrained")
-    colours = iter(plt.get_cmap("tab10").colors * 2)
+    strong_and_pale = plt.get_cmap("tab20").colors
+    colours = iter(strong_and_pale[::2] + strong_and_pale[1::2])
     for arm in arms.values():
-        points = [(scores["test"]["sts"], scores["test"]["ir"]) for scores in arm.scores]
         if study.arms[arm.name]["engine"] == "rescore":  # read with other prompts than the rest
             continue
+        points = [(scores["test"]["sts"], scores["test"]["ir"]) for scores in arm.scores]
         if "rate_of" in study.arms[arm.name]:
             axes.scatter(*zip(*points, strict=True), color="0.6", s=18)
             axes.annotate(arm.name, points[0], fontsize=7, color="0.35", xytext=(4, 3), textcoords="offset points")

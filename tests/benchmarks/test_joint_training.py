@@ -102,6 +102,8 @@ def test_every_arm_is_a_recipe_that_codiemb_reads(name, tmp_path):
     assert set(TRAINERS) == set(TRAINED)
     for arm in trained:
         parse_recipe(merged(merged(study.config["codiemb"], arm.get("recipe", {})), given))
+    for arm in study.arms.values():
+        assert set(arm.get("of", ())) <= set(study.arms)
 
 
 def test_a_configuration_extends_another_and_keeps_some_of_its_arms(tmp_path):

@@ -166,6 +166,8 @@ def test_faults_of_a_recipe(content):
         ({"steps": [{"filter": {}, "dedupe": {}}]}, "expected one step"),
         ({"steps": [{"filter": {"query_lenght": [1, 2]}}]}, "query_lenght"),
         ({"steps": [{"filter": {"max_digits": 2}}]}, "max_digits=2"),
+        ({"steps": [{"dedupe": {"match": "exact", "threshold": 0.7}}]}, "threshold=0.7 has no meaning"),
+        ({"steps": [{"dedupe": {"on": "positive", "keep": "merge"}}]}, "same query"),
         ({"steps": [{"synthesize": {"documents": ["x"]}}]}, "api"),
         ({"on_error": "skip", "steps": [{"mine": {}}]}, "in the first cleaning step"),
         ({"documents": [{"path": "x.jsonl"}]}, "x.jsonl is read by no step"),

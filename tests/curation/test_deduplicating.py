@@ -66,6 +66,8 @@ def test_a_threshold_of_matches_that_are_not_near_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"threshold=0.7 has no meaning with match='normalised'"):
         run(tmp_path, source, match="normalised", threshold=0.7)
     assert not (tmp_path / "out.jsonl").exists()
+    with pytest.raises(ValueError, match="threshold=0"):
+        run(tmp_path, source, match="near", threshold=0.0)
 
 
 def test_most_negatives(tmp_path):

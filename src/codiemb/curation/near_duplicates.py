@@ -19,6 +19,8 @@ from codiemb.extras import require
 Bands: TypeAlias = "np.ndarray[tuple[int, int], np.dtype[np.uint64]]"
 Mask: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.bool_]]"
 
+NEAR = 0.8  # Jaccard similarity from which texts are near, unless said otherwise
+
 _BATCH = 4096  # texts
 _SLICE = 1 << 16  # shingles hashed at a time: they stay in the processor's cache
 _WEIGHTS = (0.1, 0.9)  # of false and missed candidates: a false one costs a comparison, a missed one is lost
@@ -33,7 +35,7 @@ class NearDuplicate(NamedTuple):
 
 
 def near_duplicates(
-    texts: Iterable[str | tuple[str, ...]], *, threshold: float = 0.8, permutations: int = 128, simplify: bool = False
+    texts: Iterable[str | tuple[str, ...]], *, threshold: float = NEAR, permutations: int = 128, simplify: bool = False
 ) -> list[NearDuplicate]:
     """Texts whose shingles have a Jaccard similarity of `threshold` or more with those of an earlier, kept text.
 

@@ -19,7 +19,7 @@ import numpy as np
 from codiemb.curation.cleaning.outputs import Outputs, RejectedFile
 from codiemb.curation.cleaning.report import CleaningReport
 from codiemb.curation.cleaning.rows import RowStream
-from codiemb.curation.near_duplicates import near_duplicates
+from codiemb.curation.near_duplicates import NEAR, near_duplicates
 from codiemb.curation.shingles import normalise
 from codiemb.data.examples import PAIR_TASKS, Example, Text
 
@@ -29,7 +29,6 @@ Keep = Literal["first", "most-negatives", "merge"]
 ON: tuple[On, ...] = get_args(On)
 MATCHES: tuple[Match, ...] = get_args(Match)
 KEEPS: tuple[Keep, ...] = get_args(Keep)
-NEAR = 0.8  # Jaccard similarity
 
 Numbers: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int64]]"
 
@@ -70,14 +69,10 @@ def deduplicate(
         DataError: bad rows that are not skipped, or an output that is an input.
         ValueError: `keep="merge"` where the queries need not match, or a threshold without near matches.
     """
-    if threshold is not None and match != "near":
-        raise ValueError(
-            f"threshold={threshold} has no meaning with match={match!r}: choose match='near' or leave it out."
-        )
-    if keep == "merge" and on == "positive":
-        raise ValueError("keep='merge' adds candidates to a row of the same query: choose on='query' or on='pair'.")
+    check_options(on=on, match=match, keep=keep, threshold=threshold)
     outputs = Outputs(output, stream.files)
-    duplicates, negatives = find_duplicates(stream, on=on, match=match, threshold=threshold or NEAR, simplify=simplify)
+    threshold = NEAR if threshold is None else threshold
+    duplicates, negatives = find_duplicates(stream, on=on, match=match, threshold=threshold, simplify=simplify)
     if keep == "most-negatives":
         duplicates = _rooted_at_most(duplicates, negatives)
     groups: dict[int, list[Example]] = {one.of: [] for one in duplicates.values()}
@@ -108,6 +103,16 @@ def deduplicate(
     counts = dict(rejected.counts)
     read = stream.rows + len(stream.rejected)
     return CleaningReport(read, outputs.rows, counts, outputs.rejected if counts else None, changed)
+
+
+def check_options(*, on: On, match: Match, keep: Keep, threshold: float | None) -> None:
+    """Raise the ValueError of options of `deduplicate` that do not go together."""
+    if threshold is not None and match != "near":
+        raise ValueError(
+            f"threshold={threshold} has no meaning with match={match!r}: choose match='near' or leave it out."
+        )
+    if keep == "merge" and on == "positive":
+        raise ValueError("keep='merge' adds candidates to a row of the same query: choose on='query' or on='pair'.")
 
 
 def find_duplicates(

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from typing_extensions import Self
 
 from codiemb.curation.cleaning.decontaminating import Drop
-from codiemb.curation.cleaning.deduplicating import Keep, Match, On
+from codiemb.curation.cleaning.deduplicating import Keep, Match, On, check_options
 from codiemb.curation.cleaning.filtering import FilterRules, Script
 from codiemb.curation.cleaning.leaks import NearOptions
 from codiemb.curation.cleaning.splitting import By
@@ -66,6 +66,11 @@ class DedupeStep(Section):
     keep: Keep = "first"
     threshold: float | None = Field(None, gt=0, lt=1)
     simplify: bool = False
+
+    @model_validator(mode="after")
+    def _valid(self) -> Self:
+        check_options(on=self.on, match=self.match, keep=self.keep, threshold=self.threshold)
+        return self
 
 
 class MineStep(Section):

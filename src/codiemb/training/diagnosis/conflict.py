@@ -20,7 +20,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtr, stdtrit
 
 from codiemb.training.diagnosis.batches import Drawn, part_name
 from codiemb.training.diagnosis.gradients import TOKEN_TABLE, GradientProducts
@@ -261,5 +261,5 @@ def _estimate(values: np.ndarray, tests: int, batches: int) -> Estimate:
 
 def _expanded(tail: float, batches: int) -> float:
     """The percentile that makes a bootstrap interval of a mean as wide as Student's."""
-    student = float(stats.t.ppf(tail, batches - 1))
-    return float(stats.norm.cdf(student * np.sqrt(batches / (batches - 1))))
+    student = stdtrit(batches - 1, tail)  # lighter to import than scipy.stats
+    return float(ndtr(student * np.sqrt(batches / (batches - 1))))
