@@ -40,6 +40,11 @@ def table(pairs):
     return read(pairs)[0]
 
 
+def in_float32(device) -> tuple[torch.dtype, str]:
+    """For ranks that shall be equal: in bfloat16 near ties fall by the attention that each process finds faster."""
+    return torch.float32, "ranks shall be equal"
+
+
 def ranks_by_loop(table, model) -> list[int]:
     """The definition, with all first positives as the pool."""
     pool = list(dict.fromkeys(row["positives"][0]["text"] for row in table.rows))
@@ -54,7 +59,7 @@ def ranks_by_loop(table, model) -> list[int]:
 
 
 def test_ranks_are_those_of_a_loop_over_all_documents(table, model_directory, monkeypatch):
-    monkeypatch.setattr(encoding, "best_precision", lambda device: (torch.float32, "ranks shall be equal"))
+    monkeypatch.setattr(encoding, "best_precision", in_float32)
     model = SentenceTransformer(str(model_directory), device="cpu")
     ranks = ConsistencyFilter(Consistency(model=str(model_directory), pool=1000), device="cpu").ranks(table)
     assert ranks.tolist() == ranks_by_loop(table, model)
@@ -95,6 +100,7 @@ def test_ranks_are_kept_and_a_killed_run_loses_only_its_last_rows(table, model_d
 def ranked_by_each(table, options, folder) -> None:
     """Write down which rows this process ranked, and which ranks it ended with; the target of `on_two_ranks`."""
     consistency._SHARD = 20
+    encoding.best_precision = in_float32
     TrainingArguments(str(folder), use_cpu=True, report_to=[]).device  # noqa: B018 - makes it find the other one
     own, rank = [], ConsistencyFilter._ranks
     ConsistencyFilter._ranks = lambda self, rows, pool: own.append(len(rows)) or rank(self, rows, pool)
@@ -104,6 +110,7 @@ def ranked_by_each(table, options, folder) -> None:
 
 def test_several_processes_rank_a_part_of_the_rows_each(table, model_directory, tmp_path, monkeypatch):
     monkeypatch.setattr(consistency, "_SHARD", 20)
+    monkeypatch.setattr(encoding, "best_precision", in_float32)
     options = Consistency(model=str(model_directory), pool=20)
     printed = on_two_ranks(tmp_path, ranked_by_each, table, options, tmp_path)
     reports = [json.loads(text.splitlines()[-1]) for text in printed]
