@@ -2,47 +2,57 @@
 
     python benchmarks/joint_training/analyse.py OUTPUT [--config FILE] [--images docs/images] [--reference ours]
 
-Prints Markdown: each arm's test scores as mean and spread over seeds, and differences to `ours` with intervals from a
-paired bootstrap over the test items, the seeds of an arm averaged in each resample. Writes results.json to OUTPUT and
-two plots. Of an unfinished study, an arm has the best of the learning rates that were tried.
+Prints Markdown, a table for each group of arms: test scores as mean and spread over seeds, and what an arm has more
+than `ours`, over the seeds of both, with intervals from a paired bootstrap over the test items, the seeds averaged in
+each resample; then the scores on every set. Writes results.json to OUTPUT and two plots. Of an unfinished study, an arm
+has the best of the learning rates that were tried.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from run import FIRST_SEED, HERE, TRAINED, Study, Trial
 from scipy.stats import rankdata
+from scoring import GOLD, Outcome
 
 RESAMPLES = 1000
 SUMMARY = ("sts", "ir", "mean")
-_GOLD = "/gold"  # ends the name of the scores that people gave
+HEADS = ("STS", "IR", "mean")
+INSTRUCTED = "instructions"  # the group of arms that are read with other prompts than the rest
+NAMED = ("main", "fusion")  # groups whose arms have a colour in the plot
 
 
-@dataclass
+@dataclass(frozen=True)
 class Arm:
-    """The trials of one arm at its chosen learning rate."""
+    """The trials of one arm at its chosen learning rate, by seed."""
 
     name: str
     rate: float | None
-    scores: list[dict[str, dict[str, float]]]
-    items: list[dict[str, np.ndarray]]
-    runs: list[dict[str, Any]]
+    trials: Mapping[int, Outcome]
+    runs: Sequence[Mapping[str, Any]]
+    seeded: bool = True  # False for a model that nothing was done to
 
     def mean(self, task: str, part: str = "test") -> float:
         """Over the seeds."""
-        return float(np.mean([scores[part][task] for scores in self.scores]))
+        return float(np.mean([trial.scores[part][task] for trial in self.trials.values()]))
 
     def spread(self, task: str) -> float | None:
         """Standard deviation over the seeds, None for one seed."""
-        values = [scores["test"][task] for scores in self.scores]
+        values = [trial.scores["test"][task] for trial in self.trials.values()]
         return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+    def beside(self, other: Arm) -> Arm:
+        """This arm with the seeds that `other` has too: with the same seed, two arms begin with the same rows."""
+        if not (self.seeded and other.seeded):
+            return self
+        return replace(self, trials={seed: trial for seed, trial in self.trials.items() if seed in other.trials})
 
 
 def read_arms(study: Study) -> dict[str, Arm]:
@@ -54,15 +64,11 @@ def read_arms(study: Study) -> dict[str, Arm]:
         if trains and rate is None:
             continue
         trials = [Trial(name, FIRST_SEED + i, rate) for i in range(settings.get("seeds", 1))]
-        folders = [study.output / trial.folder for trial in trials if study.done(trial)]
-        if folders:
-            arms[name] = Arm(
-                name,
-                rate,
-                [json.loads((folder / "scores.json").read_text()) for folder in folders],
-                [dict(np.load(folder / "items.npz")) for folder in folders],
-                [json.loads((folder / "run.json").read_text()) for folder in folders],
-            )
+        done = {trial.seed: study.output / trial.folder for trial in trials if study.done(trial)}
+        if done:
+            outcomes = {seed: Outcome.read(folder) for seed, folder in done.items()}
+            runs = [json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in done.values()]
+            arms[name] = Arm(name, rate, outcomes, runs, seeded=settings["engine"] != "none")
     return arms
 
 
@@ -75,22 +81,23 @@ class Bootstrap:
 
     def __init__(self, items: Mapping[str, np.ndarray], resamples: int = RESAMPLES, seed: int = 0) -> None:
         random = np.random.default_rng(seed)
-        self.gold = {name.removesuffix(_GOLD): values for name, values in items.items() if name.endswith(_GOLD)}
-        sizes = {name: len(values) for name, values in items.items() if not name.endswith(_GOLD)}
+        self.gold = {name.removesuffix(GOLD): values for name, values in items.items() if name.endswith(GOLD)}
+        sizes = {name: len(values) for name, values in items.items() if not name.endswith(GOLD)}
         self.drawn = {name: random.integers(0, size, (resamples, size)) for name, size in sizes.items()}
         self._gold_ranks = {
             name: np.stack([rankdata(values[rows]) for rows in self.drawn[name]]) for name, values in self.gold.items()
         }
-        self._of: dict[str, dict[str, np.ndarray]] = {}
+        self._of: dict[tuple[str, int], dict[str, np.ndarray]] = {}
 
     def scores(self, arm: Arm) -> dict[str, np.ndarray]:
         """`sts`, `ir` and `mean` of the arm on each resample, (resamples,), its seeds averaged."""
-        if arm.name not in self._of:
-            values = {name: np.mean([self._task(name, i) for i in arm.items], axis=0) for name in self.drawn}
-            sts = np.mean([values[name] for name in self.gold], axis=0)
-            ir = np.mean([values[name] for name in values if name not in self.gold], axis=0)
-            self._of[arm.name] = {"sts": sts, "ir": ir, "mean": (sts + ir) / 2}
-        return self._of[arm.name]
+        for seed, trial in arm.trials.items():
+            if (arm.name, seed) not in self._of:
+                values = {name: self._task(name, trial.items) for name in self.drawn}
+                sts = np.mean([values[name] for name in self.gold], axis=0)
+                ir = np.mean([values[name] for name in values if name not in self.gold], axis=0)
+                self._of[arm.name, seed] = {"sts": sts, "ir": ir, "mean": (sts + ir) / 2}
+        return {name: np.mean([self._of[arm.name, seed][name] for seed in arm.trials], axis=0) for name in SUMMARY}
 
     def _task(self, name: str, items: Mapping[str, np.ndarray]) -> np.ndarray:
         drawn = items[name][self.drawn[name]]
@@ -100,38 +107,47 @@ class Bootstrap:
         return np.array([100 * np.corrcoef(a, b)[0, 1] for a, b in zip(ranks, self._gold_ranks[name], strict=True)])
 
     def difference(self, first: Arm, second: Arm, score: str) -> tuple[float, float, float]:
-        """First minus second, with the bounds of its 95 % interval."""
+        """First minus second over the seeds that both have, with the bounds of its 95 % interval."""
+        first, second = first.beside(second), second.beside(first)
         difference = self.scores(first)[score] - self.scores(second)[score]
         low, high = np.quantile(difference, [0.025, 0.975])
         return first.mean(score) - second.mean(score), float(low), float(high)
 
 
-def table(arms: Mapping[str, Arm]) -> str:
-    """Markdown: an arm a line."""
-    tasks = list(dict.fromkeys(task for arm in arms.values() for task in arm.scores[0]["test"] if task not in SUMMARY))
-    head = ["arm", "rate", "seeds", "steps", "1000 tokens", "minutes", *tasks, *(f"**{name}**" for name in SUMMARY)]
-    lines = [" | ".join(["", *head, ""]).strip(), "|".join(["", "---", *["---:"] * (len(head) - 1), ""])]
-    for arm in arms.values():
-        run = arm.runs[0]
-        cells = [arm.name, f"{arm.rate:g}" if arm.rate else "", str(len(arm.scores)), str(run["steps"])]
-        cells += [f"{run['tokens'] / 1000:.0f}", f"{np.mean([r['training_seconds'] for r in arm.runs]) / 60:.1f}"]
-        cells += [f"{arm.mean(task):.2f}" if task in arm.scores[0]["test"] else "" for task in tasks]
+def table(arms: Sequence[Arm], bootstrap: Bootstrap, reference: Arm) -> str:
+    """Markdown: an arm a line, with what it has more than `reference` in the seeds of both."""
+    beside = [f"{name} - {reference.name}" for name in HEADS]
+    head = ["arm", "rate", "seeds", *HEADS, *beside]
+    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+    for arm in arms:
+        cells = [arm.name, f"{arm.rate:g}" if arm.rate else "", str(len(arm.trials))]
         for name in SUMMARY:
             spread = arm.spread(name)
-            cells.append(f"{arm.mean(name):.2f}" + (f" ± {spread:.2f}" if spread is not None else ""))
-        lines.append(" | ".join(["", *cells, ""]).strip())
+            cells.append(f"{arm.mean(name):.1f}" + (f" ± {spread:.1f}" if spread is not None else ""))
+        if arm is not reference:
+            found = [bootstrap.difference(arm, reference, name) for name in SUMMARY]
+            cells += [f"{value:+.1f} [{low:+.1f}, {high:+.1f}]" for value, low, high in found]
+        lines.append(_line(cells + [""] * (len(head) - len(cells))))
     return "\n".join(lines)
 
 
-def differences(arms: Mapping[str, Arm], bootstrap: Bootstrap, reference: str) -> str:
-    """Markdown: `reference` minus each other arm."""
-    lines = [f"| {reference} minus | sts | ir | mean |", "|---|---:|---:|---:|"]
-    for arm in arms.values():
-        if arm.name != reference:
-            found = [bootstrap.difference(arms[reference], arm, name) for name in SUMMARY]
-            cells = [f"{value:+.2f} [{low:+.2f}, {high:+.2f}]" for value, low, high in found]
-            lines.append(f"| {arm.name} | " + " | ".join(cells) + " |")
+def every_set(arms: Iterable[Arm]) -> str:
+    """Markdown: the score of each arm on each set, what it read, and the training time of its fastest seed."""
+    arms = list(arms)
+    tests = {arm.name: [trial.scores["test"] for trial in arm.trials.values()] for arm in arms}
+    tasks = list(dict.fromkeys(task for of_arm in tests.values() for task in of_arm[0] if task not in SUMMARY))
+    head = ["arm", "steps", "1000 tokens", "minutes", *tasks]
+    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+    for arm in arms:
+        run = min(arm.runs, key=lambda run: run["training_seconds"])
+        read = [str(run["steps"]), f"{run['tokens'] / 1000:.0f}", f"{run['training_seconds'] / 60:.1f}"]
+        scores = [f"{arm.mean(task):.1f}" if all(task in test for test in tests[arm.name]) else "" for task in tasks]
+        lines.append(_line([arm.name, *(read if run["steps"] else [""] * len(read)), *scores]))
     return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 FRONTS: Mapping[str, Sequence[str]] = {
@@ -141,11 +157,7 @@ FRONTS: Mapping[str, Sequence[str]] = {
 
 
 def plot(study: Study, arms: Mapping[str, Arm], images: Path, suffix: str) -> None:
-    """IR against STS: a point for each arm and seed, and the two fronts over the share of retrieval.
-
-    Arms that are another arm with a change, and have no learning rates of their own, are grey and named beside their
-    point.
-    """
+    """IR against STS: a point for each arm and seed, and the two fronts over the share of retrieval."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -155,17 +167,17 @@ def plot(study: Study, arms: Mapping[str, Arm], images: Path, suffix: str) -> No
     figure, axes = plt.subplots(figsize=(10, 7), layout="constrained")
     strong_and_pale = plt.get_cmap("tab20").colors
     colours = iter(strong_and_pale[::2] + strong_and_pale[1::2])
-    for arm in arms.values():
-        if study.arms[arm.name]["engine"] == "rescore":  # read with other prompts than the rest
-            continue
-        points = [(scores["test"]["sts"], scores["test"]["ir"]) for scores in arm.scores]
-        if "rate_of" in study.arms[arm.name]:
-            axes.scatter(*zip(*points, strict=True), color="0.6", s=18)
-            axes.annotate(arm.name, points[0], fontsize=7, color="0.35", xytext=(4, 3), textcoords="offset points")
-            continue
-        marker = "*" if arm.name == "base" else "s" if arm.name.startswith("st-") else "o"
-        size = 140 if arm.name == "base" else 42
-        axes.scatter(*zip(*points, strict=True), color=next(colours), marker=marker, s=size, label=arm.name)
+    for group, names in study.groups.items():
+        for arm in (arms[name] for name in names if name in arms and group != INSTRUCTED):
+            tests = [trial.scores["test"] for trial in arm.trials.values()]
+            points = [(test["sts"], test["ir"]) for test in tests]
+            if group not in NAMED:
+                axes.scatter(*zip(*points, strict=True), color="0.6", s=18)
+                axes.annotate(arm.name, points[0], fontsize=7, color="0.35", xytext=(4, 3), textcoords="offset points")
+                continue
+            marker = "*" if arm.name == "base" else "s" if arm.name.startswith("st-") else "o"
+            size = 140 if arm.name == "base" else 42
+            axes.scatter(*zip(*points, strict=True), color=next(colours), marker=marker, s=size, label=arm.name)
     axes.set(**labels)
     axes.margins(x=0.12)  # for the names
     axes.legend(fontsize=8)
@@ -207,19 +219,23 @@ def main() -> None:
     arms = read_arms(study)
     if not arms:
         raise SystemExit(f"analyse.py: no finished arm in {arguments.output}; run run.py first.")
-    print(table(arms), end="\n\n")
-    print(rates(study), end="\n\n")
+    if arguments.reference not in arms:
+        raise SystemExit(f"analyse.py: the arm {arguments.reference} that others are compared with is not finished.")
+    reference = arms[arguments.reference]
+    bootstrap = Bootstrap(next(iter(reference.trials.values())).items)
+    for group, names in study.groups.items():
+        if members := [arms[name] for name in names if name in arms]:
+            print(f"### {group}\n\n{table(members, bootstrap, reference)}\n")
+    print(f"### every set\n\n{every_set(arms.values())}\n\n### learning rates\n\n{rates(study)}")
     results: dict[str, Any] = {
-        name: {"rate": arm.rate, "runs": arm.runs, "scores": arm.scores} for name, arm in arms.items()
+        arm.name: {
+            "rate": arm.rate,
+            "runs": arm.runs,
+            "scores": {seed: trial.scores for seed, trial in arm.trials.items()},
+            "difference": {score: bootstrap.difference(arm, reference, score) for score in SUMMARY},
+        }
+        for arm in arms.values()
     }
-    if arguments.reference in arms:
-        bootstrap = Bootstrap(arms[arguments.reference].items[0])
-        print(differences(arms, bootstrap, arguments.reference))
-        for name, arm in arms.items():
-            if name != arguments.reference:
-                results[name]["reference_minus_this"] = {
-                    score: bootstrap.difference(arms[arguments.reference], arm, score) for score in SUMMARY
-                }
     arguments.images.mkdir(parents=True, exist_ok=True)
     plot(study, arms, arguments.images, arguments.config.stem.removeprefix("arms"))
     (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

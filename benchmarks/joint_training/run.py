@@ -62,7 +62,10 @@ def read_config(path: Path) -> dict[str, Any]:
         return config
     config = merged(read_config(path.with_name(config.pop("extends"))), config)
     if only := config.pop("only", None):
-        config["arms"] = {name: config["arms"][name] for name in only}
+        groups = config["groups"].items()
+        if unknown := set(only) - {name for _, arms in groups for name in arms}:
+            raise SystemExit(f"{path}: only: there is no arm {sorted(unknown)[0]!r}")
+        config["groups"] = {group: {name: arm for name, arm in arms.items() if name in only} for group, arms in groups}
     return config
 
 
@@ -82,14 +85,17 @@ class Study:
         self.config = read_config(config)
         self.model: str = model or self.config["model"]
         self.template = TEMPLATES[self.config["template"]]
-        self.arms = {name: self._resolved(name) for name in self.config["arms"]}
+        groups: dict[str, dict[str, Any]] = self.config["groups"]
+        self.groups = {group: list(arms) for group, arms in groups.items()}
+        self._given = {name: arm for arms in groups.values() for name, arm in arms.items()}
+        self.arms = {name: self._resolved(name) for name in self._given}
         if unknown := set(arms or ()) - set(self.arms):
             raise SystemExit(f"run.py: there is no arm {sorted(unknown)[0]!r}; arms: {', '.join(self.arms)}")
         self.wanted = arms or list(self.arms)
 
     def _resolved(self, name: str) -> dict[str, Any]:
         """An arm with what it takes from the arm that it is like, down to the learning rate unless it tries some."""
-        arm: dict[str, Any] = self.config["arms"][name]
+        arm: dict[str, Any] = self._given[name]
         if "like" not in arm:
             return arm
         other = {key: value for key, value in self._resolved(arm["like"]).items() if key not in ("rates", "seeds")}

@@ -17,6 +17,7 @@ from codiemb.encoding import EmbeddingPass
 from codiemb.prompts import InstructionTemplate, PromptedText, Side
 
 DEPTH = 10
+GOLD = "/gold"  # ends the name of the scores that people gave
 SHORT_TEXTS = ("question-", "title-")  # begin the names of groups of the Chinese index that are no paragraphs
 
 
@@ -39,6 +40,12 @@ class Outcome:
             folder / "items.npz", **{name: values.astype(np.float32) for name, values in self.items.items()}
         )
         (folder / "scores.json").write_text(json.dumps(self.scores, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Outcome:
+        """What `save` wrote."""
+        scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+        return cls(scores, dict(np.load(folder / "items.npz")))
 
 
 class Index:
@@ -111,7 +118,7 @@ class Scorer:
                 cosines = np.einsum("pd,pd->p", first, second)
                 gold = np.array([pair[2] for pair in pairs])
                 if part == "test":
-                    outcome.items |= {name: cosines, f"{name}/gold": gold}
+                    outcome.items |= {name: cosines, f"{name}{GOLD}": gold}
                 scores[name] = 100 * float(spearmanr(cosines, gold).statistic)
             for name, queries in self._items["queries"][part].items():
                 task = "titles" if name == "titles" else "passages"

@@ -61,10 +61,10 @@ def test_rates_are_chosen_on_validation_and_finished_trials_are_left_alone(tmp_p
     config = tmp_path / "arms.yaml"
     config.write_text(
         """
-        {model: bundled, template: e5, arms: {
+        {model: bundled, template: e5, groups: {main: {
           joint: {engine: codiemb, rates: [1.0e-5, 2.0e-5, 3.0e-5], seeds: 3, recipe: {tasks: {ir: {negatives: 1}}}},
-          changed: {like: joint, recipe: {tasks: {ir: {batch_size: 8}}}},
-          averaged: {engine: fuse, of: [joint]}}}
+          changed: {like: joint, recipe: {tasks: {ir: {batch_size: 8}}}}},
+          fusion: {averaged: {engine: fuse, of: [joint]}}}}
         """
     )
     study = Study(tmp_path, ["joint", "changed", "averaged"], config)
@@ -109,15 +109,14 @@ def test_every_arm_is_a_recipe_that_codiemb_reads(name, tmp_path):
 def test_a_configuration_extends_another_and_keeps_some_of_its_arms(tmp_path):
     from run import read_config
 
-    (tmp_path / "one.yaml").write_text("{budget: 10, codiemb: {dropout: 0}, arms: {a: {engine: none}, b: {like: a}}}")
-    (tmp_path / "two.yaml").write_text("{extends: one.yaml, budget: 20, codiemb: {seed: 1}, only: [b, a]}")
-    read = read_config(tmp_path / "two.yaml")
-    assert read == {
+    groups = "{main: {a: {engine: none}, b: {like: a}}, more: {c: {like: b}}}"
+    (tmp_path / "one.yaml").write_text(f"{{budget: 10, codiemb: {{dropout: 0}}, groups: {groups}}}")
+    (tmp_path / "two.yaml").write_text("{extends: one.yaml, budget: 20, codiemb: {seed: 1}, only: [c, a]}")
+    assert read_config(tmp_path / "two.yaml") == {
         "budget": 20,
         "codiemb": {"dropout": 0, "seed": 1},
-        "arms": {"b": {"like": "a"}, "a": {"engine": "none"}},
+        "groups": {"main": {"a": {"engine": "none"}}, "more": {"c": {"like": "b"}}},
     }
-    assert list(read["arms"]) == ["b", "a"]
 
 
 def test_an_unknown_arm_is_named(tmp_path):
@@ -127,13 +126,14 @@ def test_an_unknown_arm_is_named(tmp_path):
         Study(tmp_path, ["our"])
 
 
-def arm(name: str, items: dict[str, np.ndarray]):
+def arm(name: str, items: dict[str, np.ndarray], seeds=(1,)):
     from analyse import Arm
+    from scoring import Outcome
 
     sts = 100 * spearmanr(items["stsb"], items["stsb/gold"])[0]
     ir = 100 * float(items["titles"].mean())
     test = {"stsb": sts, "titles": ir, "sts": sts, "ir": ir, "mean": (sts + ir) / 2}
-    return Arm(name, 1e-4, [{"test": test}], [items], [{}])
+    return Arm(name, 1e-4, {seed: Outcome({"test": test}, items) for seed in seeds}, [])
 
 
 def test_bootstrap_pairs_the_items_of_two_arms():
@@ -155,6 +155,26 @@ def test_bootstrap_pairs_the_items_of_two_arms():
     first = bootstrap.scores(one)["sts"][0]
     rows = bootstrap.drawn["stsb"][0]
     assert first == pytest.approx(100 * spearmanr(good["stsb"][rows], truth[rows])[0])
+
+
+def test_arms_are_compared_over_the_seeds_of_both():
+    from analyse import Arm, Bootstrap
+
+    random = np.random.default_rng(0)
+    truth = random.integers(0, 6, 100).astype(float)
+    items = [
+        {"stsb": truth + noise * random.normal(size=100), "stsb/gold": truth, "titles": random.random(50)}
+        for noise in (1, 2, 3)
+    ]
+    bootstrap = Bootstrap(items[0], resamples=50)
+    one, two, three = (arm("many", of_seed).trials[1] for of_seed in items)
+    many = Arm("many", 1e-4, {1: one, 2: two, 3: three}, [])
+    assert bootstrap.difference(many, arm("first", items[0]), "sts") == (0, 0, 0)
+    assert bootstrap.difference(arm("last", items[2], seeds=[3]), many, "ir") == (0, 0, 0)
+    untouched = Arm("base", None, {1: one}, [], seeded=False)
+    mean = np.mean([trial.scores["test"]["sts"] for trial in (one, two, three)])
+    assert bootstrap.difference(many, untouched, "sts")[0] == pytest.approx(mean - one.scores["test"]["sts"])
+    assert bootstrap.difference(untouched, many, "sts")[0] == pytest.approx(one.scores["test"]["sts"] - mean)
 
 
 def test_sections_are_merged_key_by_key():
