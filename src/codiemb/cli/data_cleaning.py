@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from codiemb.cli._models import checked
 from codiemb.cli.data import AsJson, OnError, OutputFile, row_progress, token_counter
 
 if TYPE_CHECKING:
@@ -182,10 +183,11 @@ def filter_command(
     for name in script or ():
         if name not in SCRIPTS:
             raise ValueError(f"--script {name}: expected one of {', '.join(SCRIPTS)}.")
-    rules = FilterRules(
+    rules = checked(
+        FilterRules,
         query_length=_range("--query-length", query_length, int),
         document_length=_range("--document-length", document_length, int),
-        scripts=tuple(script) if script else None,  # type: ignore[arg-type]
+        scripts=script or None,
         script_share=script_share,
         max_repetition=max_repetition,
         max_punctuation=max_punctuation,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -21,12 +20,13 @@ from codiemb.cli._models import (
     TextField,
     TruncateDim,
     check_template,
+    checked,
     load_model,
 )
 from codiemb.progress_bars import counting_bars
 
 if TYPE_CHECKING:
-    from codiemb.curation.mining import Miner, MiningOptions, MiningResult
+    from codiemb.curation.mining import Miner, MiningResult
     from codiemb.embedder import LLMEmbeddingModel
 
 _FIND, _PASS, _TAKE, _RUN = "Who finds candidates", "Which candidates pass", "What a row gets", "The run"
@@ -151,10 +151,11 @@ def mine_command(
     positives?), report.json and provenance.jsonl (who found each negative, at which rank). If rows lack negatives,
     the report says what kept candidates out; if negatives look like answers, lower --share or raise --skip.
     """
-    from codiemb.curation.mining import mine
+    from codiemb.curation.mining import MiningOptions, mine
 
     check_template(template)
-    options = _options(
+    options = checked(
+        MiningOptions,
         negatives=negatives,
         skip=skip,
         depth=depth,
@@ -202,19 +203,6 @@ def mine_command(
         print(json.dumps(result.report.to_dict(), indent=2, ensure_ascii=False))
     else:
         _print_summary(result)
-
-
-def _options(**given: Any) -> MiningOptions:
-    from codiemb.curation.mining import MiningOptions
-
-    try:
-        return MiningOptions(**given)
-    except ValidationError as error:
-        wrong = [
-            ": ".join([*(f"--{str(place).replace('_', '-')}" for place in problem["loc"]), str(problem["msg"])])
-            for problem in error.errors()
-        ]
-        raise ValueError("; ".join(wrong).replace("Value error, ", "")) from None
 
 
 def _miners(names: list[str], model: str, encoder: LLMEmbeddingModel, loading: dict[str, Any]) -> list[Miner]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
+
+from pydantic import model_validator
+from typing_extensions import Self
 
 from codiemb.curation.cleaning.outputs import Outputs, RejectedFile
 from codiemb.curation.cleaning.report import CleaningReport
 from codiemb.curation.cleaning.rows import Row, RowStream
 from codiemb.curation.shingles import normalise
 from codiemb.data.examples import PAIR_TASKS, Example
+from codiemb.training.sections import Section
 
 Script = Literal["han", "kana", "hangul", "latin", "cyrillic", "arabic", "greek", "hebrew", "thai", "devanagari"]
 SCRIPTS: tuple[Script, ...] = get_args(Script)
@@ -31,8 +34,7 @@ _BROKEN = re.compile(
 Measure = Callable[[str], int]
 
 
-@dataclass(frozen=True)
-class FilterRules:
+class FilterRules(Section):
     """What a text and a row have to be; None turns a rule off.
 
     Attributes:
@@ -61,7 +63,8 @@ class FilterRules:
     copies: bool = True
     scores: tuple[float, float] | None = None
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _valid(self) -> Self:
         for name in ("query_length", "document_length", "scores"):
             limits = getattr(self, name)
             if limits and limits[0] > limits[1]:
@@ -70,6 +73,7 @@ class FilterRules:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name}={value}: expected 0 to 1.")
+        return self
 
 
 def filter_rows(stream: RowStream, output: Path, rules: FilterRules, *, measure: Measure = len) -> CleaningReport:

@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from codiemb.curation.cleaning.decontaminating import Drop
 from codiemb.curation.cleaning.deduplicating import Keep, Match, On, check_options
-from codiemb.curation.cleaning.filtering import FilterRules, Script
+from codiemb.curation.cleaning.filtering import FilterRules
 from codiemb.curation.cleaning.leaks import NearOptions
 from codiemb.curation.cleaning.splitting import By
 from codiemb.curation.curating.published import published
@@ -31,31 +31,6 @@ class Source(Section):
     license: str | None = None
     url: str | None = None
     note: str | None = None
-
-
-class FilterStep(Section):
-    """Rules as in `codiemb data filter`; null turns one off."""
-
-    query_length: tuple[int, int] | None = (2, 512)
-    document_length: tuple[int, int] | None = (2, 20_000)
-    scripts: list[Script] | None = None
-    script_share: float = 0.5
-    max_repetition: float | None = 0.6
-    max_punctuation: float | None = 0.5
-    max_digits: float | None = 0.8
-    broken: bool = True
-    copies: bool = True
-    scores: tuple[float, float] | None = None
-
-    def rules(self) -> FilterRules:
-        """As the filter takes them."""
-        content = dict(self)
-        return FilterRules(**content | {"scripts": tuple(self.scripts) if self.scripts else None})
-
-    @model_validator(mode="after")
-    def _valid(self) -> Self:
-        self.rules()
-        return self
 
 
 class DedupeStep(Section):
@@ -119,7 +94,7 @@ class Step(Section):
     """One step: a single key, which names it, with its options."""
 
     synthesize: dict[str, Any] | None = None
-    filter: FilterStep | None = None
+    filter: FilterRules | None = None
     dedupe: DedupeStep | None = None
     mine: MineStep | None = None
     decontaminate: DecontaminateStep | None = None

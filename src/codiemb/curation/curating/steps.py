@@ -93,7 +93,7 @@ def _take_journal(output: Path, given: StepInput) -> None:
 
 def _filter(step: Step, given: StepInput) -> StepResult:
     assert step.filter
-    return _cleaned(given, filter_rows(_stream(given), given.directory / "data", step.filter.rules()))
+    return _cleaned(given, filter_rows(_stream(given), given.directory / "data", step.filter))
 
 
 def _dedupe(step: Step, given: StepInput) -> StepResult:
