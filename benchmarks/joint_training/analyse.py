@@ -152,7 +152,7 @@ def _line(cells: Sequence[str]) -> str:
 
 FRONTS: Mapping[str, Sequence[str]] = {
     "codiemb": ("sts-only", "ours-ir-0.1", "ours", "ours-ir-0.5", "ours-ir-0.75", "ir-only"),
-    "sentence-transformers": ("st-ir-0", "st-ir-0.25", "st-ir-0.5", "st-ir-0.75", "st-ir-1"),
+    "sentence-transformers": ("st-ir-0", "st-proportional", "st-ir-0.25", "st-ir-0.5", "st-ir-0.75", "st-ir-1"),
 }
 
 
