@@ -25,8 +25,7 @@ from scoring import GOLD, Outcome
 RESAMPLES = 1000
 SUMMARY = ("sts", "ir", "mean")
 HEADS = ("STS", "IR", "mean")
-INSTRUCTED = "instructions"  # the group of arms that are read with other prompts than the rest
-NAMED = ("main", "fusion")  # groups whose arms have a colour in the plot
+COLOURED, GREY = ("main", "fusion"), "ablations"  # groups of the plot; `share` has one of its own
 
 
 @dataclass(frozen=True)
@@ -167,11 +166,11 @@ def plot(study: Study, arms: Mapping[str, Arm], images: Path, suffix: str) -> No
     figure, axes = plt.subplots(figsize=(10, 7), layout="constrained")
     strong_and_pale = plt.get_cmap("tab20").colors
     colours = iter(strong_and_pale[::2] + strong_and_pale[1::2])
-    for group, names in study.groups.items():
-        for arm in (arms[name] for name in names if name in arms and group != INSTRUCTED):
+    for group in (*COLOURED, GREY):
+        for arm in (arms[name] for name in study.groups[group] if name in arms):
             tests = [trial.scores["test"] for trial in arm.trials.values()]
             points = [(test["sts"], test["ir"]) for test in tests]
-            if group not in NAMED:
+            if group == GREY:
                 axes.scatter(*zip(*points, strict=True), color="0.6", s=18)
                 axes.annotate(arm.name, points[0], fontsize=7, color="0.35", xytext=(4, 3), textcoords="offset points")
                 continue
@@ -180,7 +179,7 @@ def plot(study: Study, arms: Mapping[str, Arm], images: Path, suffix: str) -> No
             axes.scatter(*zip(*points, strict=True), color=next(colours), marker=marker, s=size, label=arm.name)
     axes.set(**labels)
     axes.margins(x=0.12)  # for the names
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside right upper")
     axes.grid(alpha=0.3)
     figure.savefig(images / f"joint-training-arms{suffix}.png", dpi=150)
     if all(len([name for name in names if name in arms]) > 1 for names in FRONTS.values()):
