@@ -12,19 +12,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from outcome import GOLD, Outcome
 from run import FIRST_SEED, HERE, TRAINED, Study, Trial
 from scipy.stats import rankdata
-from scoring import GOLD, Outcome
 
 RESAMPLES = 1000
 SUMMARY = ("sts", "ir", "mean")
 HEADS = ("STS", "IR", "mean")
+Difference = tuple[float, float, float]  # the value, and the bounds of its 95 % interval
 COLOURED, GREY = ("main", "fusion"), "ablations"  # groups of the plot; `share` has one of its own
 
 
@@ -105,7 +106,7 @@ class Bootstrap:
         ranks = rankdata(drawn, axis=1)
         return np.array([100 * np.corrcoef(a, b)[0, 1] for a, b in zip(ranks, self._gold_ranks[name], strict=True)])
 
-    def difference(self, first: Arm, second: Arm, score: str) -> tuple[float, float, float]:
+    def difference(self, first: Arm, second: Arm, score: str) -> Difference:
         """First minus second over the seeds that both have, with the bounds of its 95 % interval."""
         first, second = first.beside(second), second.beside(first)
         difference = self.scores(first)[score] - self.scores(second)[score]
@@ -113,40 +114,41 @@ class Bootstrap:
         return first.mean(score) - second.mean(score), float(low), float(high)
 
 
-def table(arms: Sequence[Arm], bootstrap: Bootstrap, reference: Arm) -> str:
-    """Markdown: an arm a line, with what it has more than `reference` in the seeds of both."""
-    beside = [f"{name} - {reference.name}" for name in HEADS]
-    head = ["arm", "rate", "seeds", *HEADS, *beside]
-    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+def table(arms: Sequence[Arm], differences: Mapping[str, Mapping[str, Difference]], reference: str) -> str:
+    """Markdown: an arm a line, with what it has more than `reference`.
+
+    Args:
+        differences: by arm and score.
+    """
+    rows = []
     for arm in arms:
         cells = [arm.name, f"{arm.rate:g}" if arm.rate else "", str(len(arm.trials))]
         for name in SUMMARY:
             spread = arm.spread(name)
             cells.append(f"{arm.mean(name):.1f}" + (f" ± {spread:.1f}" if spread is not None else ""))
-        if arm is not reference:
-            found = [bootstrap.difference(arm, reference, name) for name in SUMMARY]
-            cells += [f"{value:+.1f} [{low:+.1f}, {high:+.1f}]" for value, low, high in found]
-        lines.append(_line(cells + [""] * (len(head) - len(cells))))
-    return "\n".join(lines)
+        for value, low, high in differences[arm.name].values():
+            cells.append(f"{value:+.1f} [{low:+.1f}, {high:+.1f}]" if arm.name != reference else "")
+        rows.append(cells)
+    return _markdown(["arm", "rate", "seeds", *HEADS, *(f"{name} - {reference}" for name in HEADS)], rows)
 
 
-def every_set(arms: Iterable[Arm]) -> str:
+def every_set(arms: Sequence[Arm]) -> str:
     """Markdown: the score of each arm on each set, what it read, and the training time of its fastest seed."""
-    arms = list(arms)
     tests = {arm.name: [trial.scores["test"] for trial in arm.trials.values()] for arm in arms}
     tasks = list(dict.fromkeys(task for of_arm in tests.values() for task in of_arm[0] if task not in SUMMARY))
-    head = ["arm", "steps", "1000 tokens", "minutes", *tasks]
-    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+    rows = []
     for arm in arms:
         run = min(arm.runs, key=lambda run: run["training_seconds"])
         read = [str(run["steps"]), f"{run['tokens'] / 1000:.0f}", f"{run['training_seconds'] / 60:.1f}"]
         scores = [f"{arm.mean(task):.1f}" if all(task in test for test in tests[arm.name]) else "" for task in tasks]
-        lines.append(_line([arm.name, *(read if run["steps"] else [""] * len(read)), *scores]))
-    return "\n".join(lines)
+        rows.append([arm.name, *(read if run["steps"] else [""] * len(read)), *scores])
+    return _markdown(["arm", "steps", "1000 tokens", "minutes", *tasks], rows)
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column holds names."""
+    rule = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
 
 
 FRONTS: Mapping[str, Sequence[str]] = {
@@ -222,16 +224,19 @@ def main() -> None:
         raise SystemExit(f"analyse.py: the arm {arguments.reference} that others are compared with is not finished.")
     reference = arms[arguments.reference]
     bootstrap = Bootstrap(next(iter(reference.trials.values())).items)
+    differences = {
+        arm.name: {score: bootstrap.difference(arm, reference, score) for score in SUMMARY} for arm in arms.values()
+    }
     for group, names in study.groups.items():
         if members := [arms[name] for name in names if name in arms]:
-            print(f"### {group}\n\n{table(members, bootstrap, reference)}\n")
-    print(f"### every set\n\n{every_set(arms.values())}\n\n### learning rates\n\n{rates(study)}")
+            print(f"### {group}\n\n{table(members, differences, reference.name)}\n")
+    print(f"### every set\n\n{every_set(list(arms.values()))}\n\n### learning rates\n\n{rates(study)}")
     results: dict[str, Any] = {
         arm.name: {
             "rate": arm.rate,
             "runs": arm.runs,
             "scores": {seed: trial.scores for seed, trial in arm.trials.items()},
-            "difference": {score: bootstrap.difference(arm, reference, score) for score in SUMMARY},
+            "difference": differences[arm.name],
         }
         for arm in arms.values()
     }

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from outcome import GOLD, Outcome
 from scipy.stats import spearmanr
 from study_data import INSTRUCTIONS, PARTS
 
@@ -17,35 +15,7 @@ from codiemb.encoding import EmbeddingPass
 from codiemb.prompts import InstructionTemplate, PromptedText, Side
 
 DEPTH = 10
-GOLD = "/gold"  # ends the name of the scores that people gave
 SHORT_TEXTS = ("question-", "title-")  # begin the names of groups of the Chinese index that are no paragraphs
-
-
-@dataclass
-class Outcome:
-    """Of one model.
-
-    Attributes:
-        scores: by part and task, Spearman's correlation or mean nDCG@10, times 100.
-        items: of the test part, by task, what each item contributed: the cosine of a pair (`task/gold` has the score
-            that people gave it), the nDCG@10 of a query.
-    """
-
-    scores: dict[str, dict[str, float]]
-    items: dict[str, np.ndarray]
-
-    def save(self, folder: Path) -> None:
-        """Write scores.json and items.npz."""
-        np.savez_compressed(
-            folder / "items.npz", **{name: values.astype(np.float32) for name, values in self.items.items()}
-        )
-        (folder / "scores.json").write_text(json.dumps(self.scores, indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def read(cls, folder: Path) -> Outcome:
-        """What `save` wrote."""
-        scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-        return cls(scores, dict(np.load(folder / "items.npz")))
 
 
 class Index:

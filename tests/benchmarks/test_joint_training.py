@@ -128,7 +128,7 @@ def test_an_unknown_arm_is_named(tmp_path):
 
 def arm(name: str, items: dict[str, np.ndarray], seeds=(1,)):
     from analyse import Arm
-    from scoring import Outcome
+    from outcome import Outcome
 
     sts = 100 * spearmanr(items["stsb"], items["stsb/gold"])[0]
     ir = 100 * float(items["titles"].mean())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -11,8 +11,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
     from codiemb.embedder import LLMEmbeddingModel
 
 # Arguments and options that have one spelling and one meaning in all commands.
@@ -34,27 +32,6 @@ Instruction = Annotated[
 ]
 TruncateDim = Annotated[int | None, typer.Option("--truncate-dim", min=1, help="Keep this many leading dimensions.")]
 TextField = Annotated[str, typer.Option("--text-field", help="The field or column with the text.")]
-
-
-Checked = TypeVar("Checked", bound="BaseModel")
-
-
-def checked(kind: type[Checked], **given: Any) -> Checked:
-    """A section of a recipe from the options of the same names.
-
-    Raises:
-        ValueError: with every fault, by its option.
-    """
-    from pydantic import ValidationError
-
-    try:
-        return kind(**given)
-    except ValidationError as error:
-        wrong = [
-            ": ".join([*(f"--{str(place).replace('_', '-')}" for place in problem["loc"]), str(problem["msg"])])
-            for problem in error.errors()
-        ]
-        raise ValueError("; ".join(wrong).replace("Value error, ", "")) from None
 
 
 def load_model(name: str, **options: Any) -> LLMEmbeddingModel:

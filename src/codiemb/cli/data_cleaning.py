@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from codiemb.cli._models import checked
+from codiemb.cli._options import checked
 from codiemb.cli.data import AsJson, OnError, OutputFile, row_progress, token_counter
 
 if TYPE_CHECKING:

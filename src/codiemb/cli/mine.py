@@ -20,9 +20,9 @@ from codiemb.cli._models import (
     TextField,
     TruncateDim,
     check_template,
-    checked,
     load_model,
 )
+from codiemb.cli._options import checked
 from codiemb.progress_bars import counting_bars
 
 if TYPE_CHECKING:

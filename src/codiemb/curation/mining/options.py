@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from typing_extensions import Self
+
+from codiemb.training.sections import Section
 
 Sampling = Literal["top", "random", "weighted"]
 Merging = Literal["rrf", "round-robin"]
@@ -13,7 +15,7 @@ Existing = Literal["keep", "replace"]
 Words = Literal["characters", "jieba"]
 
 
-class MiningOptions(BaseModel):
+class MiningOptions(Section):
     """How negatives are chosen among the documents that miners find.
 
     A candidate's score is the judge's: of the first model, or of the cross-encoder where there is one. A row with
@@ -36,8 +38,6 @@ class MiningOptions(BaseModel):
         existing: negatives of a row stay before those that are found, or go.
         answer_field: key of a row's `meta_data` with answers; a candidate that contains one is left out.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     negatives: PositiveInt = 7
     skip: NonNegativeInt = 0
