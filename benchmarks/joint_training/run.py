@@ -121,19 +121,20 @@ class Study:
             return None
         return max(tried, key=self.validation).rate
 
+    def _seeds(self, name: str) -> range:
+        return range(FIRST_SEED, FIRST_SEED + min(self.seeds, self.arms[name].get("seeds", 1)))
+
     def trials(self, name: str) -> Iterator[tuple[Trial, list[Path]]]:
         """The trials of an arm that can be run now, with the models they are made of."""
         arm = self.arms[name]
-        seeds = range(FIRST_SEED, FIRST_SEED + min(self.seeds, arm.get("seeds", 1)))
+        seeds = self._seeds(name)
         if arm["engine"] == "none":
             yield Trial(name, FIRST_SEED, None), []
         elif arm["engine"] in MADE_OF_OTHERS:
-            if all(self.rate(part) for part in arm["of"]):
-                for seed in seeds:
-                    parts = [Trial(part, seed, self.rate(part)) for part in arm["of"]]
-                    models = [self.output / part.folder / "model" for part in parts]
-                    if all(self.done(part) for part in parts) and all(model.is_dir() for model in models):
-                        yield Trial(name, seed, None), models
+            for seed in seeds:
+                parts = self.parts(name, seed)
+                if parts and all(self.done(part) and self.model_of(part).is_dir() for part in parts):
+                    yield Trial(name, seed, None), [self.model_of(part) for part in parts]
         else:
             for rate in arm.get("rates", []):
                 yield Trial(name, FIRST_SEED, rate), []
@@ -141,13 +142,33 @@ class Study:
                 for seed in seeds:
                     yield Trial(name, seed, chosen), []
 
+    def parts(self, name: str, seed: int) -> list[Trial]:
+        """What a trial that trains nothing is made of, none before all of it has its learning rate."""
+        rates = {part: self.rate(part) for part in self.arms[name]["of"]}
+        return [Trial(part, seed, rate) for part, rate in rates.items()] if all(rates.values()) else []
+
+    def model_of(self, trial: Trial) -> Path:
+        """Where its model is saved; results that come from elsewhere have none."""
+        return self.output / trial.folder / "model"
+
+    def again(self) -> list[Trial]:
+        """Finished trials whose models are gone, and that an unfinished trial is made of."""
+        found: dict[Trial, None] = {}
+        for name in self.wanted:
+            if self.arms[name]["engine"] in MADE_OF_OTHERS:
+                for seed in self._seeds(name):
+                    if not self.done(Trial(name, seed, None)):
+                        gone = [part for part in self.parts(name, seed) if not self.model_of(part).is_dir()]
+                        found |= dict.fromkeys(part for part in gone if self.done(part))
+        return list(found)
+
     def next(self, running: set[Trial]) -> tuple[Trial, list[Path]] | None:
-        """The first trial that is neither done nor running."""
+        """The first trial that is neither done nor running; after all others, one whose model is gone and wanted."""
         for name in self.wanted:
             for trial, parts in self.trials(name):
                 if trial not in running and not self.done(trial):
                     return trial, parts
-        return None
+        return next(((trial, []) for trial in self.again() if trial not in running), None)
 
 
 def carry_out(study: Study, trial: Trial, parts: list[Path]) -> None:
@@ -158,7 +179,8 @@ def carry_out(study: Study, trial: Trial, parts: list[Path]) -> None:
     arm = study.arms[trial.arm]
     data, folder = study.output / "data", study.output / trial.folder
     folder.mkdir(parents=True, exist_ok=True)
-    model = folder / "model"
+    (folder / "run.json").unlink(missing_ok=True)  # of a trial that runs again: it is not done before its end
+    model = study.model_of(trial)
     started = time.monotonic()
     spent: dict[str, Any] = {"steps": 0, "tokens": 0, "training_seconds": 0.0}
     if arm["engine"] == "fuse":
@@ -212,6 +234,8 @@ def main() -> None:
         for name in study.wanted:
             for trial, _ in study.trials(name):
                 print(f"{'done' if study.done(trial) else 'open'}  {trial.folder}")
+        for trial in study.again():
+            print(f"again {trial.folder}: its model is gone, and others are made of it")
         return
     importlib.import_module(study.config["data"]).prepare(arguments.data, arguments.output / "data")
     threads = max(1, len(os.sched_getaffinity(0)) // arguments.workers)

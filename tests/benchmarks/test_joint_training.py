@@ -82,10 +82,15 @@ def test_rates_are_chosen_on_validation_and_finished_trials_are_left_alone(tmp_p
     running = {Trial("joint", seed, rates[1]) for seed in (2, 3)}
     assert study.next(running) == (Trial("changed", 1, rates[1]), [])
     running.add(Trial("changed", 1, rates[1]))
-    assert study.next(running) is None  # the model of `joint` is not there: only its scores were kept
+    # Only the scores of `joint` were kept: its model is trained again for the average.
+    assert study.again() == [Trial("joint", 1, rates[1])]
+    assert study.next(running) == (Trial("joint", 1, rates[1]), [])
+    assert study.next(running | {Trial("joint", 1, rates[1])}) is None
+    assert Study(tmp_path, ["joint"], config, seeds=1).again() == []  # nothing asks for it
     model = tmp_path / Trial("joint", 1, rates[1]).folder / "model"
     model.mkdir()
     assert study.next(running) == (Trial("averaged", 1, None), [model])
+    assert study.again() == []
 
 
 @pytest.mark.parametrize("name", ["arms.yaml", "arms-en.yaml"])
