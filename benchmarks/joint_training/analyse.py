@@ -63,7 +63,7 @@ def read_arms(study: Study) -> dict[str, Arm]:
         rate = study.rate(name, so_far=True) if trains else None
         if trains and rate is None:
             continue
-        trials = [Trial(name, FIRST_SEED + i, rate) for i in range(settings.get("seeds", 1))]
+        trials = [Trial(name, seed, rate) for seed in study.seeds_of(name)]
         done = {trial.seed: study.output / trial.folder for trial in trials if study.done(trial)}
         if done:
             outcomes = {seed: Outcome.read(folder) for seed, folder in done.items()}

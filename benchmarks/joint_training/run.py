@@ -121,13 +121,14 @@ class Study:
             return None
         return max(tried, key=self.validation).rate
 
-    def _seeds(self, name: str) -> range:
+    def seeds_of(self, name: str) -> range:
+        """The seeds of an arm."""
         return range(FIRST_SEED, FIRST_SEED + min(self.seeds, self.arms[name].get("seeds", 1)))
 
     def trials(self, name: str) -> Iterator[tuple[Trial, list[Path]]]:
         """The trials of an arm that can be run now, with the models they are made of."""
         arm = self.arms[name]
-        seeds = self._seeds(name)
+        seeds = self.seeds_of(name)
         if arm["engine"] == "none":
             yield Trial(name, FIRST_SEED, None), []
         elif arm["engine"] in MADE_OF_OTHERS:
@@ -153,14 +154,11 @@ class Study:
 
     def again(self) -> list[Trial]:
         """Finished trials whose models are gone, and that an unfinished trial is made of."""
-        found: dict[Trial, None] = {}
-        for name in self.wanted:
-            if self.arms[name]["engine"] in MADE_OF_OTHERS:
-                for seed in self._seeds(name):
-                    if not self.done(Trial(name, seed, None)):
-                        gone = [part for part in self.parts(name, seed) if not self.model_of(part).is_dir()]
-                        found |= dict.fromkeys(part for part in gone if self.done(part))
-        return list(found)
+        made = [name for name in self.wanted if self.arms[name]["engine"] in MADE_OF_OTHERS]
+        trials = [Trial(name, seed, None) for name in made for seed in self.seeds_of(name)]
+        parts = [part for trial in trials if not self.done(trial) for part in self.parts(trial.arm, trial.seed)]
+        gone = [part for part in parts if self.done(part) and not self.model_of(part).is_dir()]
+        return list(dict.fromkeys(gone))
 
     def next(self, running: set[Trial]) -> tuple[Trial, list[Path]] | None:
         """The first trial that is neither done nor running; after all others, one whose model is gone and wanted."""
